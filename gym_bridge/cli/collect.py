@@ -1,0 +1,26 @@
+"""`gym-bridge collect`."""
+
+from typing import Any
+
+import click
+
+from gym_bridge import api
+from gym_bridge.cli.options import given, output_options, settings_options
+from gym_bridge.cli.printing import print_json
+from gym_bridge.config import validate
+from gym_bridge.schemas.settings import CollectSettings
+
+
+@click.command(
+    "collect", epilog="Example: gym-bridge collect --input tasks.jsonl --output runs/x/rollouts.jsonl --server arithmetic"
+)
+@settings_options(CollectSettings)
+@output_options
+def command(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Play tasks against a resource server and log the rollouts; the same command again goes on where this one stopped."""
+    result = api.collect(validate(CollectSettings, given(options)), quiet=quiet)
+    if as_json:
+        print_json({"output": str(result.output), "mean_reward": result.mean_reward, "ledger": result.ledger})
+        return
+    reward = "none" if result.mean_reward is None else f"{result.mean_reward:.4f}"
+    click.echo(f"{result.output}: {result.ledger.describe()}; mean reward {reward}")

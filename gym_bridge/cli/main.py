@@ -1,0 +1,88 @@
+"""`gym-bridge`: finds the verb, runs it, and turns errors into one line and an exit code."""
+
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+
+import click
+
+from gym_bridge.errors import GymBridgeError, nearest
+from gym_bridge.version import __version__
+
+VERBS = {
+    "collect": "Play tasks against a resource server and log the rollouts.",
+    "transform": "Turn rollouts into a dataset: response, sft or dpo.",
+    "audit": "Check rollouts or a dataset against a model's tokens and template.",
+    "train": "Train a policy: sft or grpo.",
+    "eval": "Play held-out tasks and report rewards with honest intervals.",
+    "serve": "Start a resource server.",
+    "tasks": "Write tasks of a resource server.",
+    "quickstart": "The whole loop on a small real model, in minutes, on a CPU.",
+}
+MODULES = {"eval": "evaluate"}
+BUG, INTERRUPTED = 1, 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called; help needs only their sentences."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order of a user's way."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command."""
+        if cmd_name not in VERBS:
+            return None
+        return import_module(f"gym_bridge.cli.{MODULES.get(cmd_name, cmd_name)}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest verb for an unknown one."""
+        if args[0] not in VERBS:
+            raise click.UsageError(f"unknown verb {args[0]!r}{nearest(args[0], VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of verbs, without importing any."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gym-bridge")
+def cli() -> None:
+    """From NeMo Gym rollouts to trained models. `gym-bridge VERB --help` tells the rest."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command line and exit: 0 done, 2 the user's mistake, 1 a server's or our own fault, 130 Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(cli.main(arguments, prog_name="gym-bridge", standalone_mode=False))
+    except (KeyboardInterrupt, click.Abort):
+        _end("interrupted; what was done stays on disk, and the same command goes on from there", INTERRUPTED, debug)
+    except click.ClickException as error:
+        _end(error.format_message(), error.exit_code, debug)
+    except GymBridgeError as error:
+        _end(str(error), error.exit_code, debug)
+    except Exception as error:  # the CLI's door: our own fault, told in one line
+        _end(f"internal error: {type(error).__name__}: {error} (run again with --debug for the traceback)", BUG, debug)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as an exception would, so that open files are closed and started servers are stopped."""
+    sys.exit(128 + number)
+
+
+def _end(message: str, exit_code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"gym-bridge: {' '.join(message.split())}", err=True)
+    sys.exit(exit_code)

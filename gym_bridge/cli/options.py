@@ -1,0 +1,64 @@
+"""Click options out of a settings model: one source for names, defaults and help."""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def settings_options(model: type[BaseModel]) -> Callable[[Command], Command]:
+    """A decorator that gives a command one option a field of `model`; values that were not given stay out."""
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(model.model_fields.items()):
+            command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that the user gave."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def output_options(command: Command) -> Command:
+    """`--quiet`, `--json` and `--debug`, as every verb has them."""
+    command = click.option("--debug", is_flag=True, expose_value=False, help="Say what happens, and give tracebacks.")(command)
+    command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+    return click.option("--quiet", is_flag=True, help="No progress.")(command)
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    flag = "--" + name.replace("_", "-")
+    kind = _plain(field.annotation)
+    default = None if field.is_required() else field.default
+    text = " ".join((field.description or "").split())
+    if default is not None and kind is not bool:
+        text += f"  [default: {default}]"
+    if kind is bool:
+        return click.option(flag, is_flag=True, default=None, help=text)
+    return click.option(flag, type=_click_type(kind), required=field.is_required(), default=None, help=text)
+
+
+def _plain(annotation: Any) -> Any:
+    """`annotation` without `| None` and without its constraints."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(_plain(one) for one in get_args(annotation) if one is not type(None))
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    return annotation
+
+
+def _click_type(kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Path):
+        return click.Path(path_type=Path)
+    return kind if kind in (int, float, str) else str

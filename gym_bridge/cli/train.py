@@ -1,0 +1,72 @@
+"""`gym-bridge train sft` and `gym-bridge train grpo`."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gym_bridge import api
+from gym_bridge.cli.options import output_options
+from gym_bridge.cli.printing import print_json
+from gym_bridge.config import load_config
+from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+
+CONFIG_HELP = "A YAML file, or the name of a shipped one such as sft/tiny. Later --config files win."
+
+
+@click.group("train")
+def command() -> None:
+    """Train a policy; settings come from --config files and from overrides such as policy.lr=1e-5."""
+
+
+def _verb(name: str, settings_model: type[SFTSettings] | type[GRPOSettings], help_text: str, example: str) -> None:
+    @command.command(name, help=help_text, epilog=f"Example: {example}")
+    @click.argument("overrides", nargs=-1)
+    @click.option("--config", "configs", multiple=True, help=CONFIG_HELP)
+    @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+    @output_options
+    def verb(overrides: tuple[str, ...], configs: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool) -> None:
+        settings = load_config(settings_model, files=[find_config(one) for one in configs], overrides=overrides)
+        if dry_run:
+            _print_settings(settings.model_dump(mode="json"))
+            return
+        result = api.train(settings, quiet=quiet)
+        if as_json:
+            print_json({"steps": result.steps, "checkpoint": str(result.checkpoint), "metrics": result.metrics})
+            return
+        ending = "stopped by SIGTERM" if result.interrupted else "done"
+        click.echo(f"{settings.trainer.output}: {ending} after {result.steps} steps; checkpoint {result.checkpoint}")
+
+
+def find_config(name: str) -> Path:
+    """The YAML file called `name`: a path, or `recipe/variant` of a shipped one. Raises ConfigError with the nearest names."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    recipes = Path(str(files("gym_bridge") / "recipes"))
+    shipped = {f"{file.parent.name}/{file.stem}": file for file in recipes.glob("*/*.yaml")}
+    if name not in shipped:
+        raise ConfigError(f"no shipped config {name!r}{nearest(name, shipped)}")
+    return shipped[name]
+
+
+def _print_settings(values: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    click.echo(OmegaConf.to_yaml(OmegaConf.create(values)), nl=False)
+
+
+_verb(
+    "sft",
+    SFTSettings,
+    "Supervised fine-tuning on chat rows with tools; the same command again goes on from the last checkpoint.",
+    "gym-bridge train sft --config sft/tiny data.train=sft.jsonl trainer.output=runs/sft",
+)
+_verb(
+    "grpo",
+    GRPOSettings,
+    "Online reinforcement learning against a resource server; the same command again goes on from the last checkpoint.",
+    "gym-bridge train grpo --config rlvr/tiny data.train=tasks.jsonl env.server=arithmetic trainer.output=runs/grpo",
+)

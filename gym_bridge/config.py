@@ -1,0 +1,118 @@
+"""Strict settings: pydantic models, filled from YAML files and dotted overrides in OmegaConf's grammar.
+
+    load_config(SFTConfig, files=["recipes/sft/tiny.yaml"], overrides=["trainer.max_steps=50"])
+
+A key that no model knows is refused with the nearest known one.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gym_bridge.errors import ConfigError, nearest
+
+
+class StrictModel(BaseModel):
+    """Base of our own settings and file formats: immutable, no unknown keys, a docstring under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(model: type[Model], *, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Model:
+    """`model` filled from YAML `files`, later ones first in rank, then from `overrides` such as `policy.lr=1e-5`.
+
+    Raises ConfigError for an unreadable file, an override without `=`, an unknown key or a value of the wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for override in overrides:
+        key, found, _ = override.partition("=")
+        if not found or not key:
+            raise ConfigError(f"override {override!r} has no '='; write key.subkey=value")
+    try:
+        merged = OmegaConf.merge(*map(_load_yaml, files), OmegaConf.from_dotlist(list(overrides)))
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ConfigError(f"{missing[0]!r} is required; set {missing[0]}=...")
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot read the settings: {' '.join(str(error).split())}") from error
+    return validate(model, values)
+
+
+def _load_yaml(file: str | Path) -> Any:
+    from omegaconf import OmegaConf
+
+    try:
+        loaded = OmegaConf.load(file)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: no UTF-8 text: {error.reason} at byte {error.start}") from error
+    if not OmegaConf.is_dict(loaded):
+        raise ConfigError(f"{file}: expected settings as key: value, found a list")
+    return loaded
+
+
+def validate(model: type[Model], values: Any) -> Model:
+    """`model` made of plain `values`; a ConfigError names each wrong key by its dotted path."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(model, one) for one in error.errors())) from None
+
+
+def _describe(model: type[BaseModel], error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    dotted = ".".join(path) if path else model.__name__
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {dotted!r}{nearest(path[-1], _fields_at(model, path[:-1]))}"
+    if error["type"] == "missing":
+        return f"{dotted!r} is required; set {dotted}=..."
+    return f"{dotted}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the fields of the model that stands at `path` under `model`; empty when there is none."""
+    here: Any = model
+    for part in path:
+        field = getattr(here, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        here = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return list(here.model_fields) if here is not None else []
+
+
+def load_object(path: str) -> Any:
+    """The object that `package.module:name` names. Raises ConfigError when there is none."""
+    module_name, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot load {path!r}: {error}; a dotted path looks like my_package.module:name") from error
+
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Objects by name, loaded when asked for; a dotted path `package.module:name` finds a user's own."""
+
+    def __init__(self, kind: str, entries: Mapping[str, str]):
+        self.kind, self.entries = kind, dict(entries)
+
+    def load(self, name: str) -> T:
+        """The object called `name`. Raises ConfigError with the nearest known name."""
+        if ":" in name:
+            return load_object(name)
+        if name not in self.entries:
+            raise ConfigError(f"unknown {self.kind} {name!r}{nearest(name, self.entries)}")
+        return load_object(self.entries[name])

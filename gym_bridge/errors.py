@@ -1,0 +1,73 @@
+"""Every error that gym-bridge raises on purpose.
+
+    GymBridgeError
+    ├── ConfigError    a setting, flag, name or file that the user gave is wrong
+    ├── DataError      a line of a file is wrong: path, line
+    ├── ServerError    a server did not do its part: url, status, attempts
+    └── PolicyError    the model or its training went wrong
+
+A message says where, what was found, what was expected and what to do. All of them survive pickling, so that they can
+cross processes.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GymBridgeError(Exception):
+    """Base of all errors below; the CLI prints it as one line."""
+
+    exit_code = 2
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class ConfigError(GymBridgeError, ValueError):
+    """A setting, flag, name or path that the user gave is wrong."""
+
+
+class DataError(GymBridgeError, ValueError):
+    """A file's content is wrong; `path` and `line` (1-based, None for the whole file) say where."""
+
+    def __init__(self, message: str, *, path: object = None, line: int | None = None):
+        self.path, self.line = path, line
+        place = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
+        super().__init__(place + message)
+
+
+class ServerError(GymBridgeError, RuntimeError):
+    """A server refused, failed or could not be reached; `status` is the HTTP status, None when there was no answer."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, url: str, status: int | None = None, attempts: int = 1):
+        self.url, self.status, self.attempts = url, status, attempts
+        super().__init__(f"{url}: {message}")
+
+
+class PolicyError(GymBridgeError, RuntimeError):
+    """The model, its checkpoint or its training went wrong."""
+
+    exit_code = 1
+
+
+def _rebuild(kind: type[GymBridgeError], args: tuple, state: dict) -> GymBridgeError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`, else `; known: ...`."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(repr(one) for one in close) + "?"
+    return "; known: " + ", ".join(names) if names else ""
+
+
+def missing_extra(feature: str, extra: str) -> ConfigError:
+    """The error for an optional dependency that is not installed."""
+    return ConfigError(f"{feature} needs the '{extra}' extra: pip install 'gym-bridge[{extra}]'")

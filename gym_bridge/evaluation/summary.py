@@ -1,0 +1,224 @@
+"""What a rollouts file says of a policy, and what two of them say of two policies.
+
+A rollout failed when its row has no reward or carries a failure; it is excluded from every mean and counted. A truncated
+rollout keeps the reward that /verify gave it, and is counted too. A task is solved by a reward of 1.0 or more.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+from pydantic import ConfigDict
+
+from gym_bridge.config import StrictModel
+from gym_bridge.errors import DataError
+from gym_bridge.evaluation.estimates import Estimate, mean_reward, paired_difference, pass_at_k, task_mean
+from gym_bridge.schemas.rollouts import FAILURE_CLASS, TASK_INDEX, Row
+
+SOLVED_REWARD = 1.0
+
+
+class EvalSummary(StrictModel):
+    """One rollouts file in numbers."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings", allow_inf_nan=True)
+
+    reward: Estimate
+    """Mean over tasks of the task's mean reward, with its 95 % interval clustered by task."""
+    num_tasks: int
+    """Tasks with a reward: those that the means are over."""
+    num_tasks_without_reward: int
+    """Tasks all of whose rollouts failed, as far as the rows show them; in no mean."""
+    num_rollouts: int
+    """Rollouts with a reward."""
+    num_failed: int
+    """Rollouts without a reward; in no mean."""
+    num_truncated: int
+    """Rollouts with a reward that a limit ended; they count with the reward they got."""
+    pass_at_k: dict[int, float]
+    """Mean over tasks of pass@k, for k = 1, 2, 4, ... up to the fewest attempts of any task; solved is a reward of 1.0 or more."""
+
+    def to_text(self) -> str:
+        """Aligned lines for a terminal."""
+        return _aligned(list(_described(self).items()))
+
+    def to_markdown(self) -> str:
+        """A Markdown table."""
+        return _markdown_table(("", "value"), list(_described(self).items()))
+
+
+class Comparison(StrictModel):
+    """Two rollouts files over the same tasks, task by task."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings", allow_inf_nan=True)
+
+    before: EvalSummary
+    after: EvalSummary
+    difference: Estimate
+    """Mean over the paired tasks of (after - before), with its 95 % interval and the p-value of the paired t-test."""
+    tasks_won: int
+    """Tasks whose mean reward is higher after."""
+    tasks_lost: int
+    """Tasks whose mean reward is lower after."""
+    tasks_tied: int
+    """Tasks whose mean reward is the same."""
+    num_tasks_unpaired: int
+    """Tasks with a reward in one file only; they are in that file's summary and not in the difference."""
+
+    def to_text(self) -> str:
+        """Aligned columns for a terminal, then the difference."""
+        return _aligned([("", "before", "after"), *self._columns()]) + "\n\n" + "\n".join(self._sentences())
+
+    def to_markdown(self) -> str:
+        """A Markdown table, then the difference."""
+        table = _markdown_table(("", "before", "after"), self._columns())
+        return table + "\n\n" + "\n".join(f"- {one}" for one in self._sentences())
+
+    def _columns(self) -> list[tuple[str, ...]]:
+        before, after = _described(self.before), _described(self.after)
+        return [(label, before.get(label, "-"), after.get(label, "-")) for label in dict.fromkeys([*before, *after])]
+
+    def _sentences(self) -> list[str]:
+        p_value = self.difference.p_value
+        test = "" if p_value is None else ", p < 0.001" if p_value < 0.001 else f", p = {p_value:.3f}"
+        unpaired = f"; {self.num_tasks_unpaired} left out, with a reward in one file only" if self.num_tasks_unpaired else ""
+        return [
+            f"difference: {_number_and_interval(self.difference, '+.3f')}{test}",
+            f"tasks: {self.tasks_won} won, {self.tasks_lost} lost, {self.tasks_tied} tied{unpaired}",
+        ]
+
+
+def summarize(rows: Iterable[Row], *, num_failed: int) -> EvalSummary:
+    """The summary of a file's rollouts; `num_failed` more failed and have no row here.
+
+    Raises DataError when no row has a reward, a row has no task index or a reward that is not a finite number, or one
+    task index stands for two prompts.
+    """
+    return _summary(_tally(rows), num_failed)
+
+
+def compare(
+    before_rows: Iterable[Row], after_rows: Iterable[Row], *, num_failed_before: int = 0, num_failed_after: int = 0
+) -> Comparison:
+    """After against before, over the tasks that have a reward in both; `num_failed_*` as in `summarize`.
+
+    Tasks match by index. Raises DataError when an index has another `responses_create_params.input` in the other file,
+    when no task has a reward in both, and as `summarize` does.
+    """
+    before, after = _tally(before_rows), _tally(after_rows)
+    shared = [task for task in before.rewards if task in after.rewards]
+    for task in shared:
+        if before.prompts[task] != after.prompts[task]:
+            raise DataError(f"task {task} has another prompt before than after; compare two runs of one tasks file")
+    summaries = _summary(before, num_failed_before), _summary(after, num_failed_after)
+    if not shared:
+        raise DataError("no task has a reward both before and after; compare two runs of one tasks file")
+    rewards_before = {task: before.rewards[task] for task in shared}
+    rewards_after = {task: after.rewards[task] for task in shared}
+    gains = [task_mean(rewards_after[task]) - task_mean(rewards_before[task]) for task in shared]
+    return Comparison(
+        before=summaries[0],
+        after=summaries[1],
+        difference=paired_difference(rewards_before, rewards_after),
+        tasks_won=sum(gain > 0 for gain in gains),
+        tasks_lost=sum(gain < 0 for gain in gains),
+        tasks_tied=sum(gain == 0 for gain in gains),
+        num_tasks_unpaired=len(before.rewards.keys() ^ after.rewards.keys()),
+    )
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one pass over the rows collects; `rewards` and `prompts` know the tasks that have a reward."""
+
+    rewards: dict[int, list[float]] = field(default_factory=dict)
+    prompts: dict[int, bytes] = field(default_factory=dict)
+    tasks: set[int] = field(default_factory=set)
+    num_failed: int = 0
+    num_truncated: int = 0
+
+
+def _tally(rows: Iterable[Row]) -> _Tally:
+    tally = _Tally()
+    for number, row in enumerate(rows, start=1):
+        task = row.get(TASK_INDEX)
+        if not isinstance(task, int):
+            raise DataError(f"row {number}: {TASK_INDEX} is {task!r}, expected a whole number; is this a rollouts file?")
+        tally.tasks.add(task)
+        if _failed(row):
+            tally.num_failed += 1
+            continue
+        prompt = _prompt_digest(row)
+        if tally.prompts.setdefault(task, prompt) != prompt:
+            raise DataError(f"row {number}: task {task} has another prompt than in the rows before; one index is one task")
+        tally.rewards.setdefault(task, []).append(_reward(row, number))
+        tally.num_truncated += bool((row.get("gym_bridge") or {}).get("truncated"))
+    return tally
+
+
+def _failed(row: Row) -> bool:
+    """NeMo Gym gives a rollout whose judge broke a reward of 0.0 and a failure class: the class decides."""
+    return row.get("reward") is None or bool(row.get(FAILURE_CLASS)) or bool((row.get("gym_bridge") or {}).get("failure"))
+
+
+def _reward(row: Row, number: int) -> float:
+    reward = row["reward"]
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise DataError(f"row {number}: reward is {reward!r}, expected a finite number")
+    return float(reward)
+
+
+def _prompt_digest(row: Row) -> bytes:
+    prompt = (row.get("responses_create_params") or {}).get("input")
+    return hashlib.sha256(orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def _summary(tally: _Tally, num_failed: int) -> EvalSummary:
+    num_failed += tally.num_failed
+    if not tally.rewards:
+        raise DataError(f"no rollout has a reward and {num_failed} failed; the failures file says why")
+    return EvalSummary(
+        reward=mean_reward(tally.rewards),
+        num_tasks=len(tally.rewards),
+        num_tasks_without_reward=len(tally.tasks - tally.rewards.keys()),
+        num_rollouts=sum(map(len, tally.rewards.values())),
+        num_failed=num_failed,
+        num_truncated=tally.num_truncated,
+        pass_at_k=_mean_pass_at_k(tally.rewards),
+    )
+
+
+def _mean_pass_at_k(rewards_by_task: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    counts = [(len(rewards), sum(reward >= SOLVED_REWARD for reward in rewards)) for rewards in rewards_by_task.values()]
+    fewest = min(num_attempts for num_attempts, _ in counts)
+    ks = [2**power for power in range(fewest.bit_length())]
+    return {k: math.fsum(pass_at_k(attempts, solved, k) for attempts, solved in counts) / len(counts) for k in ks}
+
+
+def _described(summary: EvalSummary) -> dict[str, str]:
+    """Labels and values of the summary, in reading order."""
+    lines = {
+        "mean reward": _number_and_interval(summary.reward, ".3f"),
+        "tasks": f"{summary.num_tasks} with a reward, {summary.num_tasks_without_reward} without",
+        "rollouts": f"{summary.num_rollouts} with a reward, of which {summary.num_truncated} truncated",
+        "failed": f"{summary.num_failed}, in no mean",
+    }
+    return lines | {f"pass@{k}": f"{value:.3f}" for k, value in summary.pass_at_k.items()}
+
+
+def _number_and_interval(estimate: Estimate, style: str) -> str:
+    if estimate.num_tasks == 1:
+        return f"{estimate.mean:{style}} (one task, no interval)"
+    return f"{estimate.mean:{style}} (95 % {estimate.low:{style}} to {estimate.high:{style}})"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,116 @@
+"""The run directory of a training: settings, versions and digests, checkpoints, and what a second start may go on from."""
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+from omegaconf import OmegaConf
+from pydantic import BaseModel
+
+from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.io.jsonl import written_aside
+
+REPORTED = ("gym-bridge", "torch", "transformers", "numpy", "aiohttp")
+
+
+class RunDirectory:
+    """`config.yaml`, `manifest.json`, `metrics.jsonl`, `checkpoints/step_00000010/{model,trainer}`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    def begin(self, settings: BaseModel, *, digests: dict[str, str]) -> None:
+        """Write settings, versions and digests; on a second start, check that they match the first.
+
+        Raises ConfigError with what differs. `trainer.max_steps` may grow: that is how a run is continued.
+        """
+        values = settings.model_dump(mode="json")
+        manifest = self.path / "manifest.json"
+        identity = {"settings": _without_length(values), "digests": digests}
+        if manifest.exists():
+            before = _manifest(manifest)
+            differs = _differences({key: before.get(key) for key in identity}, identity)
+            if differs:
+                raise ConfigError(f"{self.path} holds another run ({'; '.join(differs)}); choose another trainer.output")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+            with written_aside(manifest) as file:
+                file.write(orjson.dumps({**identity, "versions": _versions()}, option=orjson.OPT_INDENT_2))
+        except OSError as error:
+            raise ConfigError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` stands."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, None when there is none."""
+        return max(self.checkpoints.glob("step_*"), default=None)
+
+    def keep_last(self, count: int) -> None:
+        """Remove all but the newest `count` checkpoints."""
+        for old in sorted(self.checkpoints.glob("step_*"))[:-count]:
+            shutil.rmtree(old)
+
+
+def model_directory_of(path: Path) -> Path:
+    """The Hugging Face directory that `path` means: itself, a checkpoint's `model`, or that of a run's last checkpoint.
+
+    Raises ConfigError when there is none.
+    """
+    if (path / "config.json").exists():
+        return path
+    if (path / "model" / "config.json").exists():
+        return path / "model"
+    last = RunDirectory(path).last_checkpoint()
+    if last is None:
+        raise ConfigError(
+            f"{path}: neither a model, nor a checkpoint, nor a run with one" + nearest(path.name, models_beside(path))
+        )
+    return last / "model"
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is no manifest of a run; choose another trainer.output")
+    return found
+
+
+def models_beside(path: Path) -> list[str]:
+    """Names of the models, checkpoints and runs with one that stand in the directory of `path`, itself left out."""
+    marks = ("config.json", "model/config.json", "checkpoints/step_*/model/config.json")
+    if not path.parent.is_dir():
+        return []
+    return [one.name for one in path.parent.iterdir() if one.name != path.name and any(any(one.glob(mark)) for mark in marks)]
+
+
+def _without_length(values: dict[str, Any]) -> dict[str, Any]:
+    trainer = {key: value for key, value in values["trainer"].items() if key not in {"max_steps", "output"}}
+    return {**values, "trainer": trainer}
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if before == now else [f"{path}: {before!r} then, {now!r} now"]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in REPORTED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

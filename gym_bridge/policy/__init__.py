@@ -1,0 +1,1 @@
+"""One Policy protocol and its backends. No algorithm's name stands in here."""

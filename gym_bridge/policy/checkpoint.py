@@ -1,0 +1,65 @@
+"""Checkpoints: `model/` is a plain Hugging Face directory, `trainer/` holds optimizer state. No pickle."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gym_bridge.errors import PolicyError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+
+def save_checkpoint(
+    directory: Path,
+    *,
+    module: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    tokenizer_files: Mapping[str, bytes],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint aside and rename it to `directory`. Raises PolicyError when the disk refuses."""
+    aside = directory.with_name(f".{directory.name}.saving")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        (aside / "trainer").mkdir(parents=True)
+        module.save_pretrained(aside / "model", state_dict=dict(weights))
+        config = json.loads((aside / "model" / "config.json").read_text())
+        (aside / "model" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
+        for name, content in tokenizer_files.items():
+            (aside / "model" / name).write_bytes(content)
+        save_file(dict(optimizer), aside / "trainer" / "optimizer.safetensors")
+        (aside / "trainer" / "state.json").write_text(json.dumps(dict(state), indent=2))
+        shutil.rmtree(directory, ignore_errors=True)
+        aside.rename(directory)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise PolicyError(f"cannot save {directory}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_tokenizer_files(directory: Path) -> dict[str, bytes]:
+    """The tokenizer's files that a model's directory holds, and its generation settings, by name."""
+    return {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).exists()}
+
+
+def load_trainer_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Optimizer tensors and plain state of a checkpoint. Raises PolicyError when they are not there."""
+    try:
+        return load_file(directory / "trainer" / "optimizer.safetensors"), json.loads(
+            (directory / "trainer" / "state.json").read_text()
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise PolicyError(f"{directory}: no whole checkpoint: {error}") from error

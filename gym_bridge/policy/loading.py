@@ -1,0 +1,75 @@
+"""From a directory to a module: dtype, device, GGUF files unpacked."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from gym_bridge.errors import ConfigError, PolicyError
+from gym_bridge.policy.allocator import keep_freed_memory
+
+log = logging.getLogger(__name__)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for `auto`, `float32` or `bfloat16`; auto is bfloat16 where the device has instructions for it."""
+    if name == "auto":
+        native = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else torch.backends.mkldnn.is_available() and _cpu_has_bfloat16()
+        )
+        return torch.bfloat16 if native else torch.float32
+    return getattr(torch, name)
+
+
+def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal language model of a Hugging Face directory, in evaluation mode.
+
+    Raises PolicyError when transformers cannot load it.
+    """
+    transformers_logging.disable_progress_bar()
+    if device.type == "cpu":
+        keep_freed_memory()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(f"{directory}: transformers cannot load this model: {error}") from error
+    module.to(device)  # pyright: ignore[reportArgumentType]
+    return module.eval()
+
+
+def unpack_gguf(file: Path, directory: Path, *, plain_chatml_template: Path) -> Path:
+    """Turn a GGUF file into a Hugging Face directory at `directory`, unless it stands there; returns `directory`.
+
+    A chat template that is ChatML without tools is replaced by `plain_chatml_template`, which adds them.
+    """
+    if (directory / "config.json").exists():
+        return directory
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{file}: reading GGUF files needs the 'train' extra: pip install 'gym-bridge[train]'") from error
+    from transformers import AutoTokenizer, GgufConfig
+
+    log.info("unpacking %s to %s", file, directory)
+    transformers_logging.disable_progress_bar()
+    aside = directory.with_name(f".{directory.name}.unpacking")
+    names = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    quantization = GgufConfig(dequantize=True)
+    module = AutoModelForCausalLM.from_pretrained(**names, quantization_config=quantization, dtype=torch.bfloat16)
+    module.save_pretrained(aside)
+    AutoTokenizer.from_pretrained(**names).save_pretrained(aside)
+    template = aside / "chat_template.jinja"
+    if template.exists() and "<|im_start|>" in template.read_text() and "tool" not in template.read_text():
+        shutil.copyfile(plain_chatml_template, template)
+    aside.rename(directory)
+    return directory
+
+
+def _cpu_has_bfloat16() -> bool:
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace") if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,1 @@
+"""The in-process sampler and the ways to push weights to a sampler."""

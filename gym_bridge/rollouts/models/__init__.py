@@ -1,0 +1,1 @@
+"""Model endpoints, one file a wire."""

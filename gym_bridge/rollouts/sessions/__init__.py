@@ -1,0 +1,1 @@
+"""Environment dialects, one file each."""

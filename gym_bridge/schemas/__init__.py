@@ -1,0 +1,1 @@
+"""Every type and protocol that crosses a room's wall."""

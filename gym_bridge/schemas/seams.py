@@ -1,0 +1,175 @@
+"""The protocols at which rooms meet. Each has, or may get, more than one backend."""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gym_bridge.schemas.rollouts import Group, Item, Row
+from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams, TrainingSequence, TurnTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRequest:
+    """One call of the policy: the conversation so far and how to answer it."""
+
+    items: tuple[Item, ...]
+    """Input items of the task, then every output item since, in order."""
+    tools: tuple[Item, ...]
+    """Tools of the task in the flat Responses form."""
+    params: Mapping[str, Any]
+    """Responses parameters of the task and of the run: temperature, top_p, max_output_tokens, ..."""
+    key: SampleKey
+    previous: TurnTokens | None = None
+    """Tokens of the turn before; a token endpoint extends them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that a model call took in and gave out."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(input_tokens=self.input_tokens + other.input_tokens, output_tokens=self.output_tokens + other.output_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What one model call gave: Responses output items and, from a token endpoint, the tokens."""
+
+    items: tuple[Item, ...]
+    usage: Usage
+    incomplete_reason: str | None = None
+    """`max_output_tokens` when the call was cut off; None when the model ended it."""
+    tokens: TurnTokens | None = None
+    model: str = ""
+
+
+class ModelEndpoint(Protocol):
+    """A policy behind any wire: Responses, chat, tokens, in process."""
+
+    async def turn(self, request: TurnRequest) -> Turn:
+        """One model call. Raises ServerError when the endpoint fails."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class Sampler(Protocol):
+    """Token ids in, token ids and log-probabilities out."""
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, *, key: SampleKey) -> Completion:
+        """One completion of `prompt_ids`. Raises PolicyError when the prompt leaves no room."""
+        ...
+
+
+class WeightSync(Protocol):
+    """Brings the trainer's weights to the sampler."""
+
+    def push(self, weights: Iterable[tuple[str, "Tensor"]], version: int) -> None:
+        """After this returns, every new completion carries `version`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss to differentiate and numbers to report. Metrics are sums over the microbatch, already divided by the step's totals."""
+
+    value: "Tensor"
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+LossFn = Callable[["Tensor", "TrainedTokens"], Loss]
+"""(logprobs [N] of the microbatch's trained tokens, their other columns) -> Loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedTokens:
+    """Columns beside the log-probs of a microbatch. N = its trained tokens, sequence after sequence."""
+
+    old_logprobs: "Tensor"  # [N] as the sampler reported; NaN where the sequence was not sampled
+    advantages: "Tensor"  # [N] each token has its sequence's
+    sequence: "Tensor"  # [N] int64, which sequence of the microbatch a token belongs to
+    num_tokens: int  # trained tokens of the whole step, over all microbatches
+    num_sequences: int  # sequences of the whole step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one optimizer update reports."""
+
+    metrics: dict[str, float]
+
+
+class Policy(Protocol):
+    """The trained model: log-probs, gradient steps, its files. Algorithms stay outside."""
+
+    version: int
+    """Counter of weights: grows by one with each step."""
+
+    def logprobs(self, sequences: Sequence[TrainingSequence]) -> list["Tensor"]:
+        """For each sequence the log-probs [n] of its trained tokens, without gradient."""
+        ...
+
+    def step(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> StepResult:
+        """One optimizer update over all microbatches. Raises PolicyError when the loss or gradient is not finite."""
+        ...
+
+    def save(self, directory: Path, *, source_state: Mapping[str, Any]) -> None:
+        """Write `directory/model` (a Hugging Face directory) and `directory/trainer` (the rest, `source_state` in it)."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote: weights, optimizer state, version, bit for bit."""
+        ...
+
+    def weights(self) -> Iterable[tuple[str, "Tensor"]]:
+        """Names and tensors, as a sampler loads them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainStep:
+    """What a step source hands to the loop: microbatches and what is to be said of them."""
+
+    microbatches: list[list[TrainingSequence]]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class StepSource(Protocol):
+    """Where training steps come from: a dataset's epochs, or rollouts collected as the policy learns."""
+
+    def next(self) -> TrainStep | None:
+        """The next step's sequences; None when there are no more."""
+        ...
+
+    def stepped(self, version: int) -> None:
+        """Told after each update, with the policy's new version."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which `load_state_dict` continues."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the last step of `state`."""
+        ...
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        ...
+
+
+class Collector(Protocol):
+    """Plays tasks and yields their rollouts, a whole group at a time, in order of completion."""
+
+    def groups(self, tasks: Iterable[Row], *, group_size: int) -> AsyncIterator[Group]:
+        """A group for every task; failed members are in it."""
+        ...

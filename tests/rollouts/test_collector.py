@@ -1,0 +1,376 @@
+"""The collector: groups, attempts, rows, its bounds, and how it ends."""
+
+import asyncio
+import gc
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gym_bridge.errors import DataError, ServerError
+from gym_bridge.rollouts.collector import PlannedRollout, RolloutCollector, plan
+from gym_bridge.rollouts.turn_loop import TurnLoop
+from gym_bridge.schemas.rollouts import FailureType, Group, Rollout, RolloutKey, Row
+from gym_bridge.schemas.seams import ModelEndpoint, Turn, TurnRequest
+from tests.rollouts.stage import (
+    CounterServer,
+    Script,
+    ScriptedEndpoint,
+    called,
+    counter_task,
+    in_order,
+    said,
+    serving,
+    serving_counter,
+    turn,
+)
+
+
+def collector_of(endpoint: ModelEndpoint, url: str, **options: Any) -> RolloutCollector:
+    """A collector that waits 10 ms before a second attempt."""
+    loop = TurnLoop(endpoint=endpoint, max_turns=4, seed=0, params={})
+    defaults = {"concurrency": 8, "max_attempts": 3, "rollout_timeout_s": 20.0, "backoff_s": 0.01}
+    return RolloutCollector(loop, server_url=url, **{**defaults, **options})
+
+
+def groups_of(script: Script, tasks: Sequence[Row], *, group_size: int = 1, **options: Any) -> list[Group]:
+    """Groups of `tasks` against the counter."""
+
+    async def run() -> list[Group]:
+        async with serving_counter() as (url, _):
+            collector = collector_of(ScriptedEndpoint(script), url, **options)
+            return [one async for one in collector.groups(tasks, group_size=group_size)]
+
+    return asyncio.run(run())
+
+
+def rollouts_of(app: web.Application, planned: Sequence[PlannedRollout], script: Script, **options: Any) -> list[Rollout]:
+    """Everything that comes out for `planned` against `app`."""
+
+    async def run() -> list[Rollout]:
+        async with serving(app) as url:
+            return [one async for one in collector_of(ScriptedEndpoint(script), url, **options).rollouts(planned)]
+
+    return asyncio.run(run())
+
+
+def verifier(verdict: Callable[[Row, int], Any]) -> web.Application:
+    """A server whose /verify answers `verdict(row, how often it was asked before)`; a status instead of a dict is an error."""
+    asked = 0
+
+    async def seed(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    async def verify(request: web.Request) -> web.Response:
+        nonlocal asked
+        found = verdict(await request.json(), asked)
+        asked += 1
+        return web.Response(status=found) if isinstance(found, int) else web.json_response(found)
+
+    app = web.Application()
+    app.router.add_post("/seed_session", seed)
+    app.router.add_post("/verify", verify)
+    return app
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_groups_are_whole_and_ordered_whatever_ends_first():
+    async def slow_first(request: TurnRequest) -> Turn:
+        await asyncio.sleep(0.02 * (3 - request.key.rollout_index) + 0.05 * (2 - request.key.task_index))
+        return turn(said("3"))
+
+    groups = groups_of(slow_first, [counter_task() for _ in range(3)], group_size=4, concurrency=12)
+    assert [group.task_index for group in groups] == [2, 1, 0]
+    for group in groups:
+        assert [one.key for one in group.rollouts] == [(group.task_index, index) for index in range(4)]
+
+
+def test_a_failed_member_stays_in_its_group():
+    def script(request: TurnRequest) -> Turn:
+        if request.key.rollout_index == 1:
+            raise ServerError("no", url="http://model", status=500)
+        return turn(said("3"))
+
+    (group,) = groups_of(script, [counter_task(expected=3)], group_size=3)
+    assert [one.reward for one in group.rollouts] == [1.0, None, 1.0]
+    assert [one.key.rollout_index for one in group.verified] == [0, 2]
+    assert group.rollouts[1].attempt == 2
+
+
+def test_a_rollout_that_was_tried_again_is_one_member_of_its_group():
+    tries = 0
+
+    def script(request: TurnRequest) -> Turn:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise ServerError("busy", url="http://model", status=503)
+        return turn(said("3"))
+
+    (group,) = groups_of(script, [counter_task(expected=3)], group_size=2, concurrency=1, max_attempts=4)
+    assert [(one.key.rollout_index, one.attempt, one.reward) for one in group.rollouts] == [(0, 3, 1.0), (1, 0, 1.0)]
+
+
+def test_a_task_that_comes_twice_gets_further_rollout_indices_and_a_group_of_its_own():
+    tasks = [counter_task(_ng_task_index=5), counter_task(_ng_task_index=5, _ng_rollout_index=1)]
+    groups = groups_of(in_order(turn(said("3"))), tasks, group_size=2)
+    assert sorted(tuple(one.key for one in group.rollouts) for group in groups) == [((5, 0), (5, 1)), ((5, 2), (5, 3))]
+
+
+def test_a_plan_keeps_the_indices_of_materialized_rows():
+    rows = [{"_ng_task_index": 4, "_ng_rollout_index": index} for index in (0, 1)] + [{}]
+    assert [one.key for one in plan(rows, num_repeats=1)] == [(4, 0), (4, 1), (2, 0)]
+    assert [one.key for one in plan([{}, {}], num_repeats=2)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [one.key for one in plan([{"_ng_task_index": None}], num_repeats=1)] == [(0, 0)]
+
+
+@pytest.mark.parametrize("index", ["3", 1.0, True])
+def test_an_index_that_is_no_whole_number_is_refused(index: object):
+    with pytest.raises(DataError, match="_ng_task_index of a task is"):
+        list(plan([{"_ng_task_index": index}], num_repeats=1))
+
+
+def test_a_retry_has_a_fresh_session_and_every_failed_attempt_comes_out_before_it():
+    cookies: list[str | None] = []
+
+    async def seed(request: web.Request) -> web.Response:
+        cookies.append(request.cookies.get("visit"))
+        response = web.json_response({})
+        response.set_cookie("visit", "yes")
+        return response
+
+    async def verify(request: web.Request) -> web.Response:
+        return web.json_response({"reward": 1.0}) if len(cookies) == 3 else web.Response(status=500)
+
+    app = web.Application()
+    app.router.add_post("/seed_session", seed)
+    app.router.add_post("/verify", verify)
+    planned = list(plan([counter_task()], num_repeats=1))
+    rollouts = rollouts_of(app, planned, in_order(turn(said("x"))))
+    assert cookies == [None, None, None]
+    assert [(one.attempt, one.failure and one.failure.type, one.reward) for one in rollouts] == [
+        (0, FailureType.VERIFY, None),
+        (1, FailureType.VERIFY, None),
+        (2, None, 1.0),
+    ]
+    assert [one.row.get("_ng_attempt_index") for one in rollouts] == [0, 1, None]
+    assert rollouts[2].row["gym_bridge"]["attempt"] == 2
+
+
+def test_attempts_end_at_max_attempts_and_count_those_of_earlier_runs():
+    row = counter_task()
+    failing = verifier(lambda row, asked: 500)
+    fresh, tried = PlannedRollout(key=RolloutKey(0, 0), row=row), PlannedRollout(key=RolloutKey(0, 1), row=row, first_attempt=2)
+    done = PlannedRollout(key=RolloutKey(0, 2), row=row, first_attempt=3)
+    rollouts = rollouts_of(failing, [fresh, tried, done], in_order(turn(said("x"))))
+    assert sorted((one.key.rollout_index, one.attempt) for one in rollouts) == [(0, 0), (0, 1), (0, 2), (1, 2)]
+    assert all(one.failure is not None for one in rollouts)
+
+
+def test_a_row_that_the_server_refuses_is_not_tried_again():
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"detail": []}, status=422)
+
+    app = web.Application()
+    app.router.add_post("/seed_session", refuse)
+    (rollout,) = rollouts_of(app, list(plan([counter_task()], num_repeats=1)), in_order(turn(said("x"))))
+    assert rollout.failure is not None
+    assert rollout.failure.type is FailureType.INVALID_ROW
+
+
+def test_a_server_that_is_gone_raises_after_all_attempts():
+    url = f"http://127.0.0.1:{free_port()}"
+
+    async def run() -> None:
+        collector = collector_of(ScriptedEndpoint(in_order(turn(said("x")))), url)
+        async for _ in collector.groups([counter_task()], group_size=2):
+            raise AssertionError("no group can come")
+
+    with pytest.raises(ServerError, match="gone") as raised:
+        asyncio.run(run())
+    assert (raised.value.url, raised.value.attempts) == (url, 3)
+
+
+@pytest.mark.parametrize("url", ["localhost:9", "http://127.0.0.1:99999999", "nowhere"])
+def test_an_address_that_is_none_raises_as_well(url: str):
+    async def run() -> None:
+        collector = collector_of(ScriptedEndpoint(in_order(turn(said("x")))), url, max_attempts=1)
+        async for _ in collector.groups([counter_task()], group_size=1):
+            raise AssertionError("no group can come")
+
+    with pytest.raises(ServerError, match="gone"):
+        asyncio.run(run())
+
+
+class GoneError(ServerError):
+    """No connection could be made."""
+
+    unreachable = True
+
+
+def test_a_model_that_is_gone_is_named_and_what_ended_beside_it_comes_out_first():
+    found: list[RolloutKey] = []
+
+    async def script(request: TurnRequest) -> Turn:
+        await asyncio.sleep(0.1 * request.key.task_index)
+        if request.key.task_index == 1:
+            raise GoneError("connection refused", url="http://model:1")
+        return turn(said("3"))
+
+    async def run() -> None:
+        async with serving_counter() as (url, _):
+            collector = collector_of(ScriptedEndpoint(script), url, max_attempts=1)
+            async for rollout in collector.rollouts(plan([counter_task()] * 4, num_repeats=1)):
+                found.append(rollout.key)
+                await asyncio.sleep(0.6)  # the others end meanwhile, the failing one first
+
+    with pytest.raises(ServerError, match="gone: connection refused") as raised:
+        asyncio.run(run())
+    assert raised.value.url == "http://model:1"
+    assert sorted(found) == [(0, 0), (2, 0), (3, 0)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_rollouts_are_in_flight_than_allowed_and_the_plan_is_read_as_they_finish(concurrency: int):
+    taken = 0
+
+    def planned():
+        nonlocal taken
+        for one in plan([counter_task()] * 9, num_repeats=1):
+            taken += 1
+            yield one
+
+    async def script(request: TurnRequest) -> Turn:
+        await asyncio.sleep(0.02)
+        return turn(said("3"))
+
+    async def run() -> int:
+        endpoint = ScriptedEndpoint(script)
+        ended = 0
+        async with serving_counter() as (url, _):
+            async for _ in collector_of(endpoint, url, concurrency=concurrency).rollouts(planned()):
+                assert taken <= ended + 2 * concurrency
+                ended += 1
+        assert ended == 9
+        return endpoint.most_in_flight
+
+    assert asyncio.run(run()) == concurrency
+
+
+def test_a_row_has_nemo_gyms_keys_and_all_of_the_task_although_verify_drops_them():
+    task = counter_task(id="mine", verifier_metadata={"a": [1]}, _ng_task_index=7, agent_ref={"name": "mine"})
+    forgetful = verifier(lambda row, asked: {"reward": 1, "library_reward": 0.5, "response": {}, "responses_create_params": {}})
+    (rollout,) = rollouts_of(forgetful, list(plan([task], num_repeats=1)), in_order(turn(said("x"))))
+    row = rollout.row
+    assert {key: row[key] for key in ("id", "verifier_metadata", "start", "expected", "library_reward", "agent_ref")} == {
+        "id": "mine",
+        "verifier_metadata": {"a": [1]},
+        "start": 3,
+        "expected": 5,
+        "library_reward": 0.5,
+        "agent_ref": {"name": "mine"},
+    }
+    assert (row["_ng_task_index"], row["_ng_rollout_index"], row["reward"]) == (7, 0, 1.0)
+    assert isinstance(row["reward"], float)
+    assert row["responses_create_params"] == task["responses_create_params"]
+    assert row["response"]["output"] == [said("x")]
+    assert row["response"]["tools"] == CounterServer.tools()
+    assert {"id", "created_at", "model", "object", "output", "parallel_tool_calls", "tool_choice", "tools"} <= set(row["response"])
+    ours = row["gym_bridge"]
+    assert set(ours) == {
+        *("stop_reason", "truncated", "num_turns", "num_tool_calls", "num_tool_errors", "attempt", "policy_versions", "timings_s"),
+    }
+    assert set(ours["timings_s"]) == {"total", "model", "tools", "verify"}
+
+
+def test_a_row_without_an_agent_gets_ours():
+    (group,) = groups_of(in_order(turn(said("3"))), [counter_task()])
+    assert group.rollouts[0].row["agent_ref"] == {"type": "responses_api_agents", "name": "gym_bridge"}
+
+
+def test_a_row_out_of_a_failures_file_is_no_failure_once_it_is_verified():
+    task = counter_task(expected=3, _ng_failure_class="model_error", _ng_attempt_index=2, reward=None)
+    (group,) = groups_of(in_order(turn(said("3"))), [task])
+    row = group.rollouts[0].row
+    assert row["reward"] == 1.0
+    assert not {"_ng_failure_class", "_ng_attempt_index"} & set(row)
+
+
+def test_an_error_of_ours_in_one_rollout_does_not_end_the_others():
+    def script(request: TurnRequest) -> Turn:
+        return turn({"type": "function_call", "name": "add"}) if request.key.task_index == 0 else turn(said("3"))
+
+    groups = groups_of(script, [counter_task(), counter_task(expected=3)])
+    assert sorted((group.task_index, group.rollouts[0].reward) for group in groups if group.verified) == [(1, 1.0)]
+    (broken,) = (group.rollouts[0] for group in groups if not group.verified)
+    assert broken.failure is not None
+
+
+def test_leaving_early_cancels_what_runs_and_closes_every_socket():
+    cancelled = 0
+
+    async def script(request: TurnRequest) -> Turn:
+        nonlocal cancelled
+        if request.key.task_index == 0:
+            return turn(said("3"))
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled += 1
+            raise
+        return turn(said("3"))
+
+    async def run() -> None:
+        endpoint = ScriptedEndpoint(script)
+        async with serving_counter() as (url, _):
+            async with aclosing(collector_of(endpoint, url).groups([counter_task()] * 5, group_size=1)) as groups:
+                async for group in groups:
+                    assert group.task_index == 0
+                    await asyncio.sleep(0.2)
+                    break
+            assert endpoint.in_flight == 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        asyncio.run(run())
+        gc.collect()
+    assert cancelled == 4
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_cancelling_the_collection_closes_every_socket():
+    async def script(request: TurnRequest) -> Turn:
+        if request.key.turn:
+            await asyncio.sleep(30)
+        return turn(called("add", {"count": 1}))
+
+    async def collect(endpoint: ScriptedEndpoint, url: str) -> None:
+        async with aclosing(collector_of(endpoint, url).rollouts(plan([counter_task()] * 8, num_repeats=1))) as rollouts:
+            async for _ in rollouts:
+                raise AssertionError("none can end")
+
+    async def run() -> int:
+        endpoint = ScriptedEndpoint(script)
+        async with serving_counter() as (url, _):
+            collecting = asyncio.create_task(collect(endpoint, url))
+            while len(endpoint.requests) < 16:
+                await asyncio.sleep(0.01)
+            collecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await collecting
+        return endpoint.in_flight
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        assert asyncio.run(run()) == 0
+        gc.collect()
