@@ -7,6 +7,7 @@ from gym_bridge.schemas.settings import CollectSettings
 import asyncio
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, closing, contextmanager, nullcontext
@@ -19,7 +20,7 @@ from gym_bridge.io.digests import digest_file, digest_weights
 from gym_bridge.io.jsonl import read_jsonl, write_jsonl, written_aside
 from gym_bridge.io.metrics import JsonlMetrics
 from gym_bridge.io.progress import Progress
-from gym_bridge.io.rollout_log import RolloutLog, sibling
+from gym_bridge.io.rollout_log import SYNC_S, RolloutLog, sibling
 from gym_bridge.io.run_directory import RunDirectory
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Ledger, Row
 from gym_bridge.schemas.settings import (
@@ -193,16 +194,30 @@ def _play(settings: PlaySettings, tasks: Path, output: Path, *, overwrite: bool,
 async def _collect_into(
     rollouts: RolloutLog, collector: "RolloutCollector", planned: Iterable["PlannedRollout"], progress: Progress
 ) -> None:
-    total, count, failed = 0.0, 0, 0
-    async with aclosing(collector.rollouts(planned)) as finished:
-        async for rollout in finished:
-            rollouts.append(rollout)
-            if rollout.reward is None:
-                failed += 1
-                continue
-            total, count = total + rollout.reward, count + 1
-            progress.advance({"reward": total / count, "failed": failed})
-    await collector.loop.endpoint.close()
+    total, count, num_failed_attempts = 0.0, 0, 0
+    syncing = asyncio.create_task(_sync_every(rollouts, SYNC_S))
+    try:
+        async with aclosing(collector.rollouts(planned)) as finished:
+            async for rollout in finished:
+                rollouts.append(rollout)
+                if syncing.done():
+                    syncing.result()  # a full disk, which ends the collection
+                if rollout.reward is None:
+                    num_failed_attempts += 1
+                else:
+                    total, count = total + rollout.reward, count + 1
+                numbers = {"reward": total / count if count else math.nan, "failed attempts": num_failed_attempts}
+                progress.advance(numbers, count=rollout.reward is not None)
+    finally:
+        syncing.cancel()
+        await collector.loop.endpoint.close()
+
+
+async def _sync_every(rollouts: RolloutLog, seconds: float) -> None:
+    """Bounds what a kill can cost when rollouts end rarely."""
+    while True:
+        await asyncio.sleep(seconds)
+        rollouts.sync()
 
 
 def _with_attempts(todo: list["PlannedRollout"], rollouts: RolloutLog) -> Iterator["PlannedRollout"]:

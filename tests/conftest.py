@@ -42,6 +42,7 @@ def _write_model(directory: Path, config) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
+    torch.set_num_threads(1)  # threads cost more than they bring to models this small
     write_chatml_tokenizer(directory)
     torch.manual_seed(7)
     module = AutoModelForCausalLM.from_config(config)

@@ -21,7 +21,7 @@ def slow_surrogate(logprobs, old_logprobs, advantages, *, clip_low, clip_high, n
 
 def surrogate_and_gradient(logprobs, old, advantages, **options):
     leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
-    loss, clipped = clipped_surrogate(leaf, torch.tensor(old).double(), torch.tensor(advantages).double(), **options)
+    loss, clipped = clipped_surrogate(leaf, *torch.tensor([old, advantages], dtype=torch.float64), **options)
     loss.backward()
     assert leaf.grad is not None
     return loss.item(), leaf.grad.tolist(), clipped.tolist()

@@ -150,8 +150,7 @@ def _draw(logits: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
     blocks = padded.view(len(padded), -1, VOCABULARY_BLOCK)
     mass = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)  # [B, V / VOCABULARY_BLOCK]
     target = noise[:, None].to(torch.float64) * mass[:, -1:]
-    final = (mass < mass[:, -1:]).sum(dim=-1, keepdim=True)  # last block with any mass: rounding may bring target up to the total
-    block = torch.minimum(torch.searchsorted(mass, target, right=True), final)
+    block = torch.searchsorted(mass, target, right=True).clamp(max=mass.shape[1] - 1)
     below = torch.where(block > 0, mass.gather(1, (block - 1).clamp(min=0)), 0.0)
     rows = torch.arange(len(blocks), device=blocks.device)
     inner = blocks[rows, block[:, 0]].to(torch.float64).cumsum(dim=-1)
