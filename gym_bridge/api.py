@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MIN_REWARD = {"response": 0.9, "sft": 0.9}
+IN_PROCESS_MAX_TOKENS = 512  # of one completion, where neither the command nor the task says less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +230,8 @@ def _collector(settings: PlaySettings, endpoint: "ModelEndpoint", url: str) -> "
     from gym_bridge.rollouts.collector import RolloutCollector
     from gym_bridge.rollouts.turn_loop import TurnLoop
 
-    params = {"temperature": settings.temperature, "max_output_tokens": settings.max_output_tokens}
+    given = {"temperature": settings.temperature, "max_output_tokens": settings.max_output_tokens}
+    params = {name: value for name, value in given.items() if value is not None}
     return RolloutCollector(
         TurnLoop(endpoint=endpoint, max_turns=settings.max_turns, seed=settings.seed, params=params),
         server_url=url,
@@ -270,7 +272,8 @@ def _in_process_endpoint(settings: PlaySettings, directory: Path) -> Iterator["M
     device = torch.device(settings.device)
     module = load_module(directory, device=device, dtype=resolve_dtype(settings.compute_dtype, device))
     with closing(LocalSampler(module, max_batch=settings.concurrency)) as sampler:
-        yield SampledEndpoint(sampler, renderer, max_tokens=settings.max_output_tokens, model=settings.model)
+        max_tokens = settings.max_output_tokens or IN_PROCESS_MAX_TOKENS
+        yield SampledEndpoint(sampler, renderer, max_tokens=max_tokens, model=settings.model)
 
 
 def _server(name: str) -> AbstractContextManager[str]:

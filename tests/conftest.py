@@ -49,7 +49,7 @@ def _write_model(directory: Path, config) -> Path:
     with torch.no_grad():
         for name, param in module.named_parameters():
             if param.dim() == 2:  # larger than the usual start, so that attention and context matter
-                param.normal_(std=1.0 if "embed" in name else 0.25)
+                param.normal_(std=0.25)
             else:
                 param.uniform_(0.5, 1.5)
     module.save_pretrained(directory)

@@ -2,6 +2,9 @@
 
 import base64
 import hashlib
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -133,7 +136,7 @@ def test_a_directory_without_a_model_offers_those_beside_it(models: Path):
     assert str(caught.value) == ("empty: neither a model, nor a checkpoint, nor a run with one; known: checkpoint, model, run")
 
 
-@pytest.mark.parametrize("name", ["some.json", "run/checkpoints", "."])
+@pytest.mark.parametrize("name", ["some.json", "run/checkpoints", "empty"])
 def test_another_file_or_directory_is_no_model(models: Path, name: str):
     (models / "some.json").write_text("{}")
     with pytest.raises(ConfigError, match=f"^{name}: neither a model, nor a checkpoint, nor a run with one"):
@@ -145,7 +148,7 @@ def test_another_file_or_directory_is_no_model(models: Path, name: str):
     [
         ("smollm-135m", "did you mean 'smollm2-135m'?"),
         ("modell", "did you mean 'model'?"),
-        ("/no/such/model", "did you mean 'smollm2-135m'"),
+        ("/no/such/model", "known: smollm2-135m"),
         ("./runn", "did you mean 'run'?"),
         ("run/other.gguf", "smollm2-135m"),
     ],
@@ -159,10 +162,6 @@ def test_an_unknown_name_offers_the_nearest(models: Path, name: str, hint: str):
 
 def test_a_hub_that_cannot_be_reached_is_one_line_that_names_the_embedded_model(tmp_path: Path):
     pytest.importorskip("huggingface_hub", reason="needs the train extra")
-    import os
-    import subprocess
-    import sys
-
     program = "import gym_bridge.hub as h\ntry:\n    h.resolve('nobody/no-model')\nexcept h.ConfigError as error:\n    print(error)"
     unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run(

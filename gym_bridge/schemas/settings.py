@@ -146,10 +146,10 @@ class PlaySettings(StrictModel):
     """Rollouts of each task."""
     limit: PositiveInt | None = None
     """Play only the first so many tasks."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature; 0 takes the likeliest token."""
-    max_output_tokens: PositiveInt = 256
-    """Tokens of one model call at most."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Sampling temperature, instead of the tasks' own; 0 takes the likeliest token. In this process 1 when neither says."""
+    max_output_tokens: PositiveInt | None = None
+    """Tokens of one model call at most, instead of the tasks' own. In this process never more than 512 unless given here."""
     max_turns: PositiveInt = 8
     """Model calls of a rollout at most; it is verified as it stands, and marked truncated."""
     concurrency: PositiveInt = 64
