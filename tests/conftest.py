@@ -47,7 +47,7 @@ def _write_model(directory: Path, config) -> Path:
     torch.manual_seed(7)
     module = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for name, param in module.named_parameters():
+        for param in module.parameters():
             if param.dim() == 2:  # larger than the usual start, so that attention and context matter
                 param.normal_(std=0.25)
             else:

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def test_broken_yaml_names_file_and_line_in_one_line(written, content: str):
 
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no.yaml: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"no\.yaml: No such file or directory"):
         load(files=[tmp_path / "no.yaml"])
     with pytest.raises(ConfigError, match=f"{tmp_path}: Is a directory"):
         load(files=[tmp_path])
@@ -137,10 +138,8 @@ def test_an_empty_file_sets_nothing(written):
 
 @given(st.text(max_size=30))
 def test_no_override_breaks_out_as_another_error(text: str):
-    try:
-        load_config(SFTSettings, overrides=[*NEEDED, text])
-    except ConfigError as error:
-        assert str(error)
+    with suppress(ConfigError):
+        assert isinstance(load_config(SFTSettings, overrides=[*NEEDED, text]), SFTSettings)
 
 
 @given(st.floats(min_value=1e-12, max_value=1e12))
@@ -166,7 +165,7 @@ def test_a_dotted_path_finds_an_object():
 
 @pytest.mark.parametrize("path", ["no_such_package:x", "gym_bridge.errors:NoSuch", "gym_bridge.errors", ":x", "", "a..b:c"])
 def test_a_path_to_nothing_is_refused_with_the_grammar(path: str):
-    with pytest.raises(ConfigError, match="a dotted path looks like my_package.module:name"):
+    with pytest.raises(ConfigError, match=r"a dotted path looks like my_package\.module:name"):
         load_object(path)
 
 

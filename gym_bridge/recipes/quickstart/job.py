@@ -19,7 +19,7 @@ SHIPPED_ROLLOUTS = Path(__file__).with_name("nemo_gym_rollouts.jsonl")
 MODEL = "smollm2-135m"
 SERVER = "arithmetic"
 NUM_HELDOUT, NUM_TRAIN, NUM_COLLECTED = 200, 512, 64
-SAMPLING = ("--max-output-tokens", "32", "--compute-dtype", "float32")
+SAMPLING = ("--max-output-tokens", "24", "--compute-dtype", "float32")
 GRACE_S = 10.0  # how long an interrupted command may take to save before it is told once more
 TOOL_SAMPLING = ("--max-output-tokens", "64", "--compute-dtype", "float32", "--temperature", "0.3")
 

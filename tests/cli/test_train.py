@@ -1,0 +1,81 @@
+"""`train`'s settings: shipped files, overrides, `--dry-run`. Training itself is tested in tests/trainers."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gym_bridge.cli.train import find_config
+from gym_bridge.config import load_config
+from gym_bridge.errors import ConfigError
+from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+
+RECIPES = Path(__file__).parents[2] / "gym_bridge" / "recipes"
+SHIPPED = {f"{path.parent.name}/{path.stem}": path for path in sorted(RECIPES.glob("*/*.yaml"))}
+NEEDED = {"data.train": "x", "env.server": "arithmetic"}
+
+
+def trainer_of(name: str) -> str:
+    """The trainer that takes the config `name`: told by its directory, or in the quickstart by its file."""
+    if name.startswith(("rlvr/", "quickstart/grpo")):
+        return "grpo"
+    return "sft"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_parses_and_is_found_by_name(name: str):
+    assert find_config(name).samefile(SHIPPED[name])
+    model = {"sft": SFTSettings, "grpo": GRPOSettings}[trainer_of(name)]
+    values = yaml.safe_load(SHIPPED[name].read_text())
+    missing = [f"{section}.{key}" for section, keys in values.items() for key, value in keys.items() if value == "???"]
+    settings = load_config(model, files=[SHIPPED[name]], overrides=[f"{key}={NEEDED[key]}" for key in missing])
+    resolved = settings.model_dump(mode="json")
+    for section, keys in values.items():
+        for key, value in keys.items():
+            assert resolved[section][key] == (NEEDED[f"{section}.{key}"] if value == "???" else value)
+
+
+def test_there_is_a_tiny_config_for_every_trainer():
+    assert {"sft/tiny", "rlvr/tiny"} <= set(SHIPPED)
+
+
+def test_a_dry_run_prints_settings_that_are_a_config_again(gym_bridge, tmp_path: Path):
+    ended = gym_bridge("train", "sft", "--config", "sft/tiny", "data.train=rows.jsonl", "policy.lr=1e-4", "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    path = tmp_path / "again.yaml"
+    path.write_text(ended.out)
+    assert yaml.safe_load(ended.out)["policy"]["lr"] == 1e-4
+    assert gym_bridge("train", "sft", "--config", path, "--dry-run").out == ended.out
+
+
+def test_later_configs_win(gym_bridge, tmp_path: Path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {train: mine.jsonl}\npolicy: {lr: 0.5}\n")
+    ended = gym_bridge("train", "sft", "--config", "sft/tiny", "--config", mine, "--dry-run")
+    values = yaml.safe_load(ended.out)
+    assert (values["policy"]["lr"], values["policy"]["warmup_steps"], values["data"]["train"]) == (0.5, 2, "mine.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sft", "--config", "sft/tinny"], "no shipped config 'sft/tinny'; did you mean 'sft/tiny'"),
+        (["sft", "--config", "sft/tiny"], "'data.train' is required; set data.train=..."),
+        (["sft", "--config", "sft/tiny", "data.train=x", "policy.lrr=1"], "unknown key 'policy.lrr'; did you mean 'lr'?"),
+        (["sft", "--config", "sft/tiny", "data.train=x", "policy.lr=fast"], "policy.lr='fast': Input should be a valid number"),
+        (["sft", "--config", "sft/tiny", "data.train"], "override 'data.train' has no '='"),
+        (["sft", "--config", "rlvr/tiny", "data.train=x"], "unknown key 'env'"),
+        (["sft", "--config", "no.yaml", "data.train=x"], "no.yaml: No such file or directory"),
+        (["grpo", "--config", "rlvr/tiny", "data.train=x", "algorithm.group_size=1"], "algorithm.group_size=1: Input should be"),
+        (["sft", "data.train=x", "--dryrun"], "No such option '--dryrun'"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_exit_2(gym_bridge, argv: list[str], message: str):
+    ended = gym_bridge("train", *argv, "--dry-run")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert message in ended.err
+
+
+def test_an_unknown_config_offers_the_shipped_ones():
+    with pytest.raises(ConfigError, match=r"no shipped config 'zzzz'; known: .*rlvr/tiny.*sft/tiny"):
+        find_config("zzzz")

@@ -1,0 +1,194 @@
+import os
+import signal
+
+import orjson
+import pytest
+
+from gym_bridge.errors import PolicyError, ServerError
+from gym_bridge.io.metrics import JsonlMetrics
+from gym_bridge.io.progress import Progress
+from gym_bridge.io.run_directory import RunDirectory
+from gym_bridge.policy.torch_policy import TorchPolicy
+from gym_bridge.schemas.seams import TrainStep
+from gym_bridge.schemas.settings import PolicySettings, SFTSettings, TrainerSettings
+from gym_bridge.trainers.loop import source_state, train
+from gym_bridge.trainers.sft import SFTSource, sft_loss
+
+
+class Repeated:
+    """A step source that gives the same step over and over; `at_step[n]` happens when step n (from 1) is asked for."""
+
+    def __init__(self, sequence, *, num_steps=1000, at_step=None):
+        self.step = TrainStep(microbatches=[[sequence]], metrics={"given": 1.0})
+        self.num_steps, self.at_step = num_steps, at_step or {}
+        self.taken = 0
+
+    def next(self):
+        if self.taken == self.num_steps:
+            return None
+        self.at_step.get(self.taken + 1, lambda: None)()
+        return self.step
+
+    def stepped(self, version):
+        self.taken += 1
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
+
+    def close(self):
+        pass
+
+
+class Pushed:
+    """A weight sync that remembers the versions it was given."""
+
+    def __init__(self):
+        self.versions = []
+
+    def push(self, weights, version):
+        assert dict(weights)
+        self.versions.append(version)
+
+
+def raising(error):
+    def happen():
+        raise error
+
+    return happen
+
+
+@pytest.fixture
+def sequence(training_sequence):
+    return training_sequence("ppTT", [5, 6, 7, 2])
+
+
+@pytest.fixture
+def play(tiny_llama, tmp_path):
+    """Train the tiny model in tmp_path/run from its last checkpoint on, and give the loop's result."""
+
+    def run(source, *, sync=None, name="run", dtype="float32", **settings):
+        directory = RunDirectory(tmp_path / name)
+        checkpoint = directory.last_checkpoint()
+        chosen = PolicySettings(compute_dtype=dtype, lr=1e-3, warmup_steps=4)
+        policy = TorchPolicy(checkpoint / "model" if checkpoint else tiny_llama, chosen)
+        if checkpoint:
+            policy.load(checkpoint)
+            source.load_state_dict(source_state(checkpoint))
+        writer = JsonlMetrics(directory.metrics, resume_step=policy.version)
+        with Progress("train", total=None, quiet=True) as progress:
+            return train(
+                policy,
+                source,
+                sft_loss,
+                run=directory,
+                settings=TrainerSettings(output=directory.path, **settings),
+                writer=writer,
+                progress=progress,
+                sync=sync,
+            )
+
+    return run
+
+
+def checkpoints(tmp_path, name="run"):
+    return sorted(one.name for one in (tmp_path / name / "checkpoints").glob("*"))
+
+
+def metrics(tmp_path, name="run"):
+    return [orjson.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_bytes().splitlines()]
+
+
+def test_it_trains_until_the_source_ends_and_saves_the_last_step(play, tmp_path, sequence):
+    sync = Pushed()
+    result = play(Repeated(sequence, num_steps=3), sync=sync)
+    assert (result.steps, result.interrupted) == (3, False)
+    assert checkpoints(tmp_path) == ["step_00000003"]
+    assert result.checkpoint == tmp_path / "run" / "checkpoints" / "step_00000003"
+    assert sync.versions == [1, 2, 3]
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["given"] == 1.0 and line["step_s"] >= line["source_s"] >= 0 for line in lines)
+    assert lines[2]["loss"] == result.metrics["loss"] < lines[0]["loss"]
+    assert source_state(result.checkpoint) == {"taken": 3}
+
+
+def test_it_stops_at_max_steps(play, tmp_path, sequence):
+    source = Repeated(sequence)
+    assert play(source, max_steps=2).steps == 2
+    assert source.taken == 2
+    assert checkpoints(tmp_path) == ["step_00000002"]
+
+
+def test_it_saves_every_so_many_steps_and_keeps_the_last(play, tmp_path, sequence):
+    play(Repeated(sequence, num_steps=7), save_every=2, keep_last=3)
+    assert checkpoints(tmp_path) == ["step_00000004", "step_00000006", "step_00000007"]
+
+
+def test_a_run_without_a_step_saves_nothing(play, tmp_path, sequence):
+    result = play(Repeated(sequence, num_steps=0))
+    assert (result.steps, result.checkpoint, result.metrics) == (0, None, {})
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_finished_run_started_again_takes_no_step(play, tmp_path, sequence):
+    play(Repeated(sequence, num_steps=2))
+    written = (tmp_path / "run" / "checkpoints" / "step_00000002" / "model" / "model.safetensors").stat().st_mtime_ns
+    result = play(Repeated(sequence, num_steps=2))
+    assert (result.steps, result.metrics) == (2, {})
+    assert (tmp_path / "run" / "checkpoints" / "step_00000002" / "model" / "model.safetensors").stat().st_mtime_ns == written
+    assert len(metrics(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PolicyError("broken"), ServerError("gone", url="http://a"), KeyboardInterrupt(), MemoryError("full")],
+    ids=lambda one: type(one).__name__,
+)
+def test_an_error_saves_the_steps_taken_and_is_raised_again(play, tmp_path, sequence, error):
+    with pytest.raises(type(error)):
+        play(Repeated(sequence, at_step={3: raising(error)}))
+    assert checkpoints(tmp_path) == ["step_00000002"]
+    assert source_state(tmp_path / "run" / "checkpoints" / "step_00000002") == {"taken": 2}
+
+
+def test_an_error_before_the_first_step_saves_nothing(play, tmp_path, sequence):
+    with pytest.raises(PolicyError):
+        play(Repeated(sequence, at_step={1: raising(PolicyError("broken"))}))
+    assert checkpoints(tmp_path) == []
+
+
+def test_sigterm_ends_the_run_after_the_step_under_way(play, tmp_path, sequence):
+    before = signal.getsignal(signal.SIGTERM)
+    result = play(Repeated(sequence, at_step={2: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    assert (result.steps, result.interrupted) == (2, True)
+    assert checkpoints(tmp_path) == ["step_00000002"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("broken", ["max_steps", "error"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(play, tmp_path, training_sequence, dtype, broken):
+    rows = [training_sequence("ppTT", [5, number, number + 1, 2]) for number in range(10, 17)]
+    settings = SFTSettings.model_validate(
+        {"data": {"train": "rows.jsonl"}, "algorithm": {"batch_size": 3, "epochs": 3}, "policy": {"microbatch_tokens": 8}}
+    )
+    play(SFTSource(rows, settings), name="whole", dtype=dtype, save_every=1, keep_last=99)
+    if broken == "max_steps":
+        play(SFTSource(rows, settings), dtype=dtype, max_steps=4)
+    else:
+        short = SFTSource(rows, settings)
+        give, short.next = short.next, lambda: give() if short.state_dict()["step"] < 4 else raising(PolicyError("broken"))()
+        with pytest.raises(PolicyError):
+            play(short, dtype=dtype)
+    assert checkpoints(tmp_path) == ["step_00000004"]
+    assert play(SFTSource(rows, settings), dtype=dtype).steps == 9
+    for file in ("model/model.safetensors", "trainer/optimizer.safetensors", "trainer/state.json", "model/tokenizer.json"):
+        paths = [tmp_path / name / "checkpoints" / "step_00000009" / file for name in ("run", "whole")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    names = ("step", "loss", "grad_norm", "lr", "epoch")
+    resumed, whole = ([[line[name] for name in names] for line in metrics(tmp_path, run)] for run in ("run", "whole"))
+    assert resumed == whole
+    assert [line[0] for line in whole] == list(range(1, 10))
