@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -36,7 +37,7 @@ def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype = t
         keep_freed_memory()
     try:
         module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise PolicyError(f"{directory}: transformers cannot load this model: {error}") from error
     module.to(device)  # pyright: ignore[reportArgumentType]
     return module.eval()

@@ -35,7 +35,7 @@ class TorchPolicy:
         )
         self.softcap: float | None = getattr(self.module.config, "final_logit_softcapping", None)
         self.version = 0
-        self._refuse_unknown_head()
+        self._refuse_unknown_architecture()
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
@@ -116,13 +116,16 @@ class TorchPolicy:
         assert head is not None, "load_module gives causal language models, which have a head"
         return token_logprobs(hidden[packed.predictors], head.weight, packed.targets, softcap=self.softcap)
 
-    def _refuse_unknown_head(self) -> None:
-        """Raise PolicyError when logits are more than hidden states times the output embedding, capped."""
+    def _refuse_unknown_architecture(self) -> None:
+        """Raise PolicyError for logits that are more than capped products with the output embedding, and for windowed attention."""
         head, config = self.module.get_output_embeddings(), self.module.config
         scales = [name for name in ("logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1.0)]
         if getattr(head, "bias", None) is not None or scales:
             what = f"scales its logits ({scales[0]})" if scales else "adds a bias to its logits"
             raise PolicyError(f"{self.directory}: this model {what}, which training does not reproduce; choose another family")
+        layers = getattr(config, "layer_types", None)
+        if "sliding_attention" in layers if layers else getattr(config, "sliding_window", None):
+            raise PolicyError(f"{self.directory}: this model attends within a sliding window, which packing does not reproduce")
 
     def _columns(self, part: Sequence[TrainingSequence], packed: Pack, num_tokens: int, num_sequences: int) -> TrainedTokens:
         old = [

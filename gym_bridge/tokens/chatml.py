@@ -133,12 +133,12 @@ class ChatMLRenderer:
 
 
 def load_renderer(directory: Path) -> ChatMLRenderer:
-    """The renderer for the model in `directory`. Raises ConfigError when its chat template is not plain ChatML."""
+    """The renderer for the model in `directory`. Raises ConfigError when its chat template says something else than we render."""
     tokenizer = Tokenizer(directory)
     template = tokenizer.chat_template or ""
     ours = template.strip() == TEMPLATE.read_text(encoding="utf-8").strip()
-    if not ours and ("<|im_start|>" not in template or "tool" in template or "think" in template):
-        raise ConfigError(f"{directory}: its chat template is not plain ChatML, the only family that gym-bridge renders itself")
+    if not ours and (DEFAULT_SYSTEM not in template or "<|im_start|>" not in template or "tool" in template):
+        raise ConfigError(f"{directory}: its chat template is not SmolLM2's ChatML, the only one that gym-bridge renders itself")
     return ChatMLRenderer(tokenizer)
 
 

@@ -142,6 +142,15 @@ def test_bfloat16_logprobs_are_near_those_in_float32(tiny_llama, group):
     assert 0 < float((rough - exact).abs().max()) < 0.2
 
 
+def test_bfloat16_gradients_add_up_over_microbatches(tiny_llama, group):
+    whole, cut = (open_policy(tiny_llama, compute_dtype="bfloat16", max_grad_norm=1e9) for _ in range(2))
+    whole.step([group], mean_nll)
+    cut.step([[one] for one in group], mean_nll)
+    moments, others = whole.masters.state_tensors(), cut.masters.state_tensors()
+    for name in (name for name in moments if name.startswith("exp_avg.")):
+        assert float((moments[name] - others[name]).norm()) < 0.05 * float(moments[name].norm())
+
+
 def infinite_loss(logprobs, columns):
     return Loss(logprobs.sum() * math.inf)
 
@@ -298,3 +307,12 @@ def test_a_bfloat16_file_trains_from_float32_masters(tmp_path, group):
     config = LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
     assert {one.dtype for one in weights_of(open_policy(tmp_path)).values()} == {torch.float32}
+
+
+def test_attention_within_a_window_is_refused(tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    MistralForCausalLM(MistralConfig(**sizes, num_key_value_heads=2, sliding_window=8)).save_pretrained(tmp_path)
+    with pytest.raises(PolicyError, match="within a sliding window"):
+        open_policy(tmp_path)

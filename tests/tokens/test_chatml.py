@@ -263,12 +263,12 @@ def test_both_control_tokens_end_an_answer_where_the_model_has_two(renderer, tok
 
 @pytest.mark.parametrize(
     "template",
-    ["{% for m in messages %}[INST]{{ m.content }}{% endfor %}", "<|im_start|>{{ tools }}", "<|im_start|>{{ thinking }}", ""],
+    ["{% for m in messages %}[INST]{{ m.content }}{% endfor %}", "<|im_start|>{{ tools }}", "<|im_start|>{{ messages }}", ""],
 )
 def test_another_chat_template_is_refused(tokenizer_directory, tmp_path, template):
     shutil.copytree(tokenizer_directory, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").write_text(template)
-    with pytest.raises(ConfigError, match="not plain ChatML"):
+    with pytest.raises(ConfigError, match="not SmolLM2's ChatML"):
         load_renderer(tmp_path)
 
 
