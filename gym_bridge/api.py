@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MIN_REWARD = {"response": 0.9, "sft": 0.9}
+LOG_SUFFIXES = ("_failures.jsonl", "_materialized_inputs.jsonl", "_manifest.json")
 IN_PROCESS_MAX_TOKENS = 512  # of one completion, where neither the command nor the task says less
 
 
@@ -54,14 +55,15 @@ class CollectResult:
 
     output: Path
     ledger: Ledger
-    mean_reward: float | None
-    """Over all rollouts that have a reward, earlier runs of the same command included; None when none has."""
+    mean_reward: float
+    """Over all rollouts that have a reward, earlier runs of the same command included."""
 
 
 def collect(settings: CollectSettings, *, quiet: bool = True) -> CollectResult:
     """Play every task of `settings.input` and log the rollouts; goes on where an earlier run of the same settings stopped.
 
-    Raises ConfigError for wrong settings or files, ServerError when a server is gone: what was collected stays on disk.
+    Raises ConfigError for wrong settings or files, ServerError when a server is gone or no rollout got a reward: what was
+    collected stays on disk.
     """
     return _play(settings, settings.input, settings.output, overwrite=settings.overwrite, title="collect", quiet=quiet)
 
@@ -158,9 +160,11 @@ def model_directory(name: str) -> Path:
 def _play(settings: PlaySettings, tasks: Path, output: Path, *, overwrite: bool, title: str, quiet: bool) -> CollectResult:
     from gym_bridge.rollouts.collector import plan
 
+    if tasks.resolve() in (output.resolve(), *(sibling(output, suffix).resolve() for suffix in LOG_SUFFIXES)):
+        raise ConfigError(f"--input {tasks} is a file of the log at --output {output}; choose another --output")
     rows = list(_rows(tasks, settings.limit))
     identity, make_endpoint = _endpoint_of(settings)
-    own = {"model", "model_url", "input", "output", "overwrite", "concurrency", "device"}
+    own = {"model", "model_url", "input", "output", "overwrite", "concurrency", "device", "max_attempts", "rollout_timeout_s"}
     rollouts = RolloutLog(
         output,
         identity={
@@ -187,9 +191,14 @@ def _play(settings: PlaySettings, tasks: Path, output: Path, *, overwrite: bool,
     finally:
         rollouts.sync()
     rewards = [row["reward"] for row in rollouts.rows()]
-    return CollectResult(
-        output=output, ledger=rollouts.ledger(requested), mean_reward=sum(rewards) / len(rewards) if rewards else None
-    )
+    ledger = rollouts.ledger(requested)
+    if not rewards:
+        last = list(read_jsonl(sibling(output, "_failures.jsonl")))[-1][1]
+        message = (
+            f"no rollout got a reward: {ledger.describe()}; the last one failed with: {last['gym_bridge']['failure']['message']}"
+        )
+        raise ServerError(f"{message}; raise --max-attempts to try again", url=settings.server)
+    return CollectResult(output=output, ledger=ledger, mean_reward=sum(rewards) / len(rewards))
 
 
 async def _collect_into(
@@ -357,9 +366,7 @@ def _train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
     tasks = list(_rows(settings.data.train))
     run = RunDirectory(settings.trainer.output)
     policy, checkpoint, writer = _open_policy(settings, model, run, settings.data.train)
-    rollouts = RolloutLog(
-        run.path / "rollouts.jsonl", identity={"run": str(run.path), "tasks_sha256": digest_file(settings.data.train)}
-    )
+    rollouts = RolloutLog(run.path / "rollouts.jsonl", identity={"tasks_sha256": digest_file(settings.data.train)})
     with _server(env.server) as url, closing(LocalSampler(policy.module, max_batch=settings.sampler.max_batch)) as sampler:
         sampler.push(policy.weights(), policy.version)
         endpoint = SampledEndpoint(sampler, renderer, max_tokens=settings.sampler.max_tokens, model=settings.policy.model)

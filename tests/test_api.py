@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gym_bridge import ConfigError, audit, collect, compare, evaluate, train, transform
+from gym_bridge import ConfigError, ServerError, audit, collect, compare, evaluate, train, transform
 from gym_bridge.io.jsonl import read_jsonl, write_jsonl
 from gym_bridge.io.token_store import TokenStore
 from gym_bridge.resource_servers.base import ResourceServer, Response, Task, Verdict
@@ -139,14 +139,19 @@ def test_tasks_keep_their_own_temperature_and_limit_unless_the_command_sets_them
     assert own["response"]["usage"]["output_tokens"] <= 2
 
 
-def test_rollouts_train_and_the_trained_policy_is_evaluated_on_the_same_tasks(tasks: Path, server: str, tiny_llama: Path):
-    rollouts = collect(collect_settings(tasks, server, tiny_llama)).output
+def test_answers_that_a_limit_cut_off_make_no_dataset(tasks: Path, server: str, tiny_llama: Path):
+    rollouts = collect(collect_settings(tasks, server, tiny_llama, max_output_tokens=1)).output
+    with pytest.raises(ConfigError, match=r"of 12 rows, 1[012] truncated"):
+        transform([rollouts], TransformSettings(to="sft", output=tasks.with_name("sft.jsonl"), min_reward="none"))
+
+
+def test_rows_train_and_the_trained_policy_is_evaluated_on_the_same_tasks(tasks: Path, server: str, tiny_llama: Path):
     dataset = tasks.with_name("sft.jsonl")
-    report = transform([rollouts], TransformSettings(to="sft", output=dataset, min_reward="none"))
-    assert report.rows_in == report.rows_used + sum(report.dropped.values()) == NUM_TASKS * NUM_REPEATS
+    questions = [{"role": "user", "content": f"Say {number}"} for number in range(NUM_TASKS)]
+    write_jsonl(dataset, [{"messages": [question, {"role": "assistant", "content": "aeiou"}]} for question in questions * 4])
     output = tasks.with_name("sft")
     settings = {"policy": {"model": str(tiny_llama), "lr": 1e-2, "compute_dtype": "float32"}, "data": {"train": dataset}}
-    trained = train(SFTSettings.model_validate({**settings, "algorithm": {"epochs": 3}, "trainer": {"output": output}}))
+    trained = train(SFTSettings.model_validate({**settings, "algorithm": {"epochs": 8}, "trainer": {"output": output}}))
     losses = [row["loss"] for row in rows(output / "metrics.jsonl")]
     assert losses[-1] < losses[0]
     assert trained.checkpoint == output / "checkpoints" / f"step_{trained.steps:08d}"
@@ -195,3 +200,23 @@ def test_an_unknown_model_and_an_unknown_server_are_refused_with_the_nearest_nam
         collect(collect_settings(tasks, server, Path("smollm2-135")))
     with pytest.raises(ConfigError, match="did you mean 'arithmetic'"):
         collect(collect_settings(tasks, "arithmetik", tiny_llama))
+
+
+def test_the_tasks_are_no_file_of_the_log_that_is_written(tasks: Path, server: str, tiny_llama: Path):
+    inputs = tasks.with_name("rollouts_materialized_inputs.jsonl")
+    inputs.write_bytes(tasks.read_bytes())
+    with pytest.raises(ConfigError, match="is a file of the log"):
+        collect(collect_settings(inputs, server, tiny_llama, overwrite=True))
+    assert inputs.read_bytes() == tasks.read_bytes()
+
+
+def test_a_collection_without_any_reward_says_so_and_more_attempts_go_on(tasks: Path, server: str, tiny_llama: Path):
+    nowhere = f"{server}/no_such_path"
+    with pytest.raises(
+        ServerError, match=r"no rollout got a reward: 3 requested = .* 3 seed_error; the last one failed with: /seed_session"
+    ):
+        collect(collect_settings(tasks, nowhere, tiny_llama, num_repeats=1, max_attempts=1))
+    with pytest.raises(ServerError, match="3 requested"):
+        collect(collect_settings(tasks, nowhere, tiny_llama, num_repeats=1, max_attempts=2))
+    attempts = [row["_ng_attempt_index"] for row in rows(tasks.with_name("rollouts_failures.jsonl"))]
+    assert sorted(attempts) == [0, 0, 0, 1, 1, 1]

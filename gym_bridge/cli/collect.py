@@ -22,5 +22,4 @@ def command(quiet: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json({"output": str(result.output), "mean_reward": result.mean_reward, "ledger": result.ledger})
         return
-    reward = "none" if result.mean_reward is None else f"{result.mean_reward:.4f}"
-    click.echo(f"{result.output}: {result.ledger.describe()}; mean reward {reward}")
+    click.echo(f"{result.output}: {result.ledger.describe()}; mean reward {result.mean_reward:.4f}")

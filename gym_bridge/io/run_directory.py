@@ -35,7 +35,7 @@ class RunDirectory:
         if manifest.exists():
             before = _manifest(manifest)
             differs = _differences({key: before.get(key) for key in identity}, identity)
-            if differs:
+            if differs and self._was_begun():
                 raise ConfigError(f"{self.path} holds another run ({'; '.join(differs)}); choose another trainer.output")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -44,6 +44,10 @@ class RunDirectory:
                 file.write(orjson.dumps({**identity, "versions": _versions()}, option=orjson.OPT_INDENT_2))
         except OSError as error:
             raise ConfigError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _was_begun(self) -> bool:
+        """True when a step was taken: a start that failed before does not bind the next."""
+        return self.last_checkpoint() is not None or (self.metrics.exists() and self.metrics.stat().st_size > 0)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of `step` stands."""
@@ -81,7 +85,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         found = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "digests")):
         raise ConfigError(f"{path} is no manifest of a run; choose another trainer.output")
     return found
 

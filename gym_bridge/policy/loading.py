@@ -36,7 +36,7 @@ def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype = t
     if device.type == "cpu":
         keep_freed_memory()
     try:
-        module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
+        module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise PolicyError(f"{directory}: transformers cannot load this model: {error}") from error
     module.to(device)  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,6 @@
 """ChatML with tools: the renderer of SmolLM2 and of other models with a plain ChatML template.
 
-It renders the same text as `chatml_with_tools.jinja` beside it, which checkpoints carry so that other engines render it too.
+It renders the same text as `chatml_with_tools.jinja` beside it, which unpacked GGUF models carry for other engines.
 """
 
 import json

@@ -77,13 +77,23 @@ class GRPOSource:
         self._runner = _LoopThread()
 
     def next(self) -> TrainStep | None:
-        """Play the next tasks until some group has a signal. Raises PolicyError when none comes for a long time."""
+        """Play the next tasks until some group has a signal; the metrics tell of every group played.
+
+        Raises PolicyError when no group has a signal for a long time, or when every rollout of a round failed.
+        """
+        played: list[Group] = []
         for _ in range(MAX_EMPTY_STEPS):
             groups = self._runner.run(self._collect(self._next_tasks()))
+            played += groups
+            if not any(group.verified for group in groups):
+                failure = groups[0].rollouts[0].failure
+                raise PolicyError(
+                    f"every rollout of a step failed, the first one with: {failure.message if failure else 'nothing'}"
+                )
             sequences = [one for group in groups for one in self._sequences(group)]
             if sequences:
                 microbatches = plan_microbatches(sequences, max_tokens=self.settings.policy.microbatch_tokens)
-                return TrainStep(microbatches=microbatches, metrics=group_metrics(groups))
+                return TrainStep(microbatches=microbatches, metrics=group_metrics(played))
         raise PolicyError(
             f"{MAX_EMPTY_STEPS} steps of {self.settings.algorithm.tasks_per_step} groups had no spread in their rewards; "
             "the tasks are too hard or too easy for this policy"
@@ -131,6 +141,7 @@ class GRPOSource:
             groups.append(group)
             for rollout in group.rollouts:
                 self.log.append(rollout)
+        self.log.sync()  # before the update that trains on them
         return sorted(groups, key=lambda one: one.rollouts[0].key)
 
     def _sequences(self, group: Group) -> list[TrainingSequence]:

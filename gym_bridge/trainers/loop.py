@@ -46,7 +46,7 @@ def train(
 ) -> TrainResult:
     """Train until the source ends, `max_steps` is reached or SIGTERM comes; the last step is always saved.
 
-    After each update `sync` brings the weights to the sampler, then the source is told the new version. An error or Ctrl-C saves
+    After each update the source is told the new version, and `sync` brings the weights to the sampler. An error or Ctrl-C saves
     the steps taken so far and is raised again.
     """
     metrics: dict[str, float] = {}
@@ -67,10 +67,11 @@ def train(
                 if step is None:
                     break
                 waited = time.perf_counter() - started
-                result = policy.step(step.microbatches, loss_fn)
-                if sync is not None:
-                    sync.push(policy.weights(), policy.version)
-                source.stepped(policy.version)
+                with interrupts_deferred():
+                    result = policy.step(step.microbatches, loss_fn)
+                    source.stepped(policy.version)
+                    if sync is not None:
+                        sync.push(policy.weights(), policy.version)
                 metrics = {**step.metrics, **result.metrics, "source_s": waited, "step_s": time.perf_counter() - started}
                 writer.write(policy.version, metrics)
                 shown = {name: metrics[name] for name in ("loss", "reward", "trained_tokens_per_s") if name in metrics}
@@ -93,6 +94,28 @@ def save_checkpoint(policy: Policy, source: StepSource, run: RunDirectory, *, ke
 def source_state(checkpoint: Path) -> dict:
     """What the step source said when `checkpoint` was saved."""
     return orjson.loads((checkpoint / "trainer" / "state.json").read_bytes())["source"]
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: weights, their version and the source change together or not at all."""
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread, which alone gets Ctrl-C
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager

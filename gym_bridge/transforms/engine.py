@@ -89,10 +89,10 @@ class _Selection:
     on_bad_row: OnBadRow
 
     def drop_reason(self, rollout: RolloutView) -> str | None:
-        """Why the format takes no such rollout; a truncated one is compared with no sibling."""
+        """Why the format takes no such rollout; a truncated one has an answer that the model did not end."""
         if reason := rollout.drop_reason():
             return reason
-        if self.form.pairs and rollout.truncated:
+        if rollout.truncated:
             return "truncated"
         if self.min_reward is not None and rollout.reward is not None and rollout.reward < self.min_reward:
             return "low_reward"

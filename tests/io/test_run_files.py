@@ -133,7 +133,9 @@ def test_a_run_writes_its_settings_versions_and_digests(tmp_path: Path):
 
 def test_the_same_run_goes_on_also_for_more_steps_and_another_is_refused_with_what_differs(tmp_path: Path):
     run = RunDirectory(tmp_path / "run")
+    run.begin(Settings(lr=7.0), digests={"model": "abc"})  # no step was taken: this start binds nobody
     run.begin(Settings(), digests={"model": "abc"})
+    run.metrics.write_bytes(b'{"step":1}\n')
     run.begin(Settings(), digests={"model": "abc"})
     run.begin(Settings(trainer=Trainer(max_steps=9, output="elsewhere")), digests={"model": "abc"})
     with pytest.raises(ConfigError, match=r"settings\.lr: 1e-05 then, 0\.5 now; settings\.trainer\.seed: 0 then, 3 now"):

@@ -68,7 +68,7 @@ class LocalSampler:
 
     def _run(self) -> None:
         while (first := self._waiting.get()) is not None:
-            batch = [first, *self._gather(self.max_batch - 1)]
+            batch = [one for one in (first, *self._gather(self.max_batch - 1)) if not one.future.done()]
             batch.sort(key=lambda one: one.request.key)
             try:
                 generate(self.module, [one.request for one in batch])

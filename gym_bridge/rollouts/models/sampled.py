@@ -69,11 +69,13 @@ class SampledEndpoint:
 
     def _message(self, completion: Completion, key: SampleKey) -> Message:
         parsed = self.renderer.parse_response(completion.ids)
+        calls = [call for call in parsed.tool_calls if call.status is ToolCallParseStatus.OK]
+        if calls and completion.finish_reason != "stop":  # a turn that was cut off calls nothing: its text stands as it is
+            return {"role": "assistant", "content": self.renderer.tokenizer.decode(completion.ids)}
         message: Message = {"role": "assistant", "content": parsed.content}
         if parsed.reasoning_content:
             message["reasoning_content"] = parsed.reasoning_content
-        calls = [call for call in parsed.tool_calls if call.status is ToolCallParseStatus.OK]
-        if calls and completion.finish_reason == "stop":
+        if calls:
             prefix = "_".join(map(str, key[1:]))
             message["tool_calls"] = [
                 {
