@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from gym_bridge.errors import DataError
+from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.io.jsonl import dump_line, parse_line, read_lines, write_jsonl
 from gym_bridge.schemas.rollouts import Row
 
@@ -30,9 +30,12 @@ class JsonlMetrics:
         write_jsonl(path, kept)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record `metrics` at `step`."""
-        with self.path.open("ab") as file:
-            file.write(dump_line({"step": step, **metrics}))
+        """Record `metrics` at `step`. Raises ConfigError when the disk refuses."""
+        try:
+            with self.path.open("ab") as file:
+                file.write(dump_line({"step": step, **metrics}))
+        except OSError as error:
+            raise ConfigError(f"cannot write {self.path}: {error.strerror}") from error
 
 
 def _steps(path: Path) -> Iterator[Row]:

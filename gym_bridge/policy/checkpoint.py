@@ -1,6 +1,7 @@
 """Checkpoints: `model/` is a plain Hugging Face directory, `trainer/` holds optimizer state. No pickle."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint aside and rename it to `directory`. Raises PolicyError when the disk refuses."""
+    """Write a checkpoint aside, sync it to disk and rename it to `directory`. Raises PolicyError when the disk refuses."""
     aside = directory.with_name(f".{directory.name}.saving")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -43,11 +44,23 @@ def save_checkpoint(
             (aside / "model" / name).write_bytes(content)
         save_file(dict(optimizer), aside / "trainer" / "optimizer.safetensors")
         (aside / "trainer" / "state.json").write_text(json.dumps(dict(state), indent=2))
+        for file in [*aside.rglob("*"), aside]:
+            _sync(file)
         shutil.rmtree(directory, ignore_errors=True)
         aside.rename(directory)
+        _sync(directory.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise PolicyError(f"cannot save {directory}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a directory to disk: older checkpoints are removed once this one is whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_tokenizer_files(directory: Path) -> dict[str, bytes]:

@@ -59,7 +59,7 @@ def train(
             save_checkpoint(policy, source, run, keep_last=settings.keep_last)
             saved = policy.version
 
-    with terminated() as stop:
+    with noted(signal.SIGTERM) as stop:
         try:
             while not stop() and (settings.max_steps is None or policy.version < settings.max_steps):
                 started = time.perf_counter()
@@ -72,8 +72,8 @@ def train(
                     source.stepped(policy.version)
                     if sync is not None:
                         sync.push(policy.weights(), policy.version)
-                metrics = {**step.metrics, **result.metrics, "source_s": waited, "step_s": time.perf_counter() - started}
-                writer.write(policy.version, metrics)
+                    metrics = {**step.metrics, **result.metrics, "source_s": waited, "step_s": time.perf_counter() - started}
+                    writer.write(policy.version, metrics)
                 shown = {name: metrics[name] for name in ("loss", "reward", "trained_tokens_per_s") if name in metrics}
                 progress.advance(shown)
                 if settings.save_every and policy.version % settings.save_every == 0:
@@ -98,29 +98,16 @@ def source_state(checkpoint: Path) -> dict:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: weights, their version and the source change together or not at all."""
-    came = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread, which alone gets Ctrl-C
+    """Ctrl-C waits for the end of the block: weights, version, source and metrics change together or not at all."""
+    with noted(signal.SIGINT) as interrupted:
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
+    if interrupted():
         raise KeyboardInterrupt
 
 
 @contextmanager
-def terminated() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGTERM has come; without effect outside the main thread."""
+def noted(number: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """A function that tells whether the signal has come, which does nothing else meanwhile; no effect outside the main thread."""
     came = False
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -128,11 +115,11 @@ def terminated() -> Iterator[Callable[[], bool]]:
         came = True
 
     try:
-        before = signal.signal(signal.SIGTERM, note)
-    except ValueError:
+        before = signal.signal(number, note)
+    except ValueError:  # not the main thread, which alone gets signals
         yield lambda: False
         return
     try:
         yield lambda: came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)

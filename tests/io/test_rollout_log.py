@@ -267,16 +267,6 @@ def test_every_requested_rollout_ends_in_exactly_one_outcome(attempts: dict[tupl
     assert ledger.describe().startswith(f"{len(attempts)} requested = {ledger.completed} completed + ")
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB; skips where none can be mounted."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
 @pytest.mark.parametrize("padding", [10, 1500, 30_000])
 def test_a_full_disk_is_told_and_what_was_synced_before_is_whole(tiny_disk: Path, padding: int):
     path = tiny_disk / "R.jsonl"

@@ -192,3 +192,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(play, tmp_path, t
     resumed, whole = ([[line[name] for name in names] for line in metrics(tmp_path, run)] for run in ("run", "whole"))
     assert resumed == whole
     assert [line[0] for line in whole] == list(range(1, 10))
+
+
+def test_ctrl_c_within_an_update_waits_for_its_end(play, tmp_path, sequence):
+    source = Repeated(sequence)
+    stepped = source.stepped
+
+    def interrupted(version):
+        if version == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        stepped(version)
+
+    source.stepped = interrupted
+    sync = Pushed()
+    with pytest.raises(KeyboardInterrupt):
+        play(source, sync=sync)
+    assert checkpoints(tmp_path) == ["step_00000002"]
+    assert sync.versions == [1, 2]
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+    assert source_state(tmp_path / "run" / "checkpoints" / "step_00000002") == {"taken": 2}

@@ -1,0 +1,98 @@
+"""Ctrl-C and a full disk in `train`: one line, the right exit code, and the same command goes on."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gym_bridge.resource_servers.arithmetic.app import ArithmeticServer, ArithmeticTask, Calculation
+from gym_bridge.resource_servers.base import Response, Verdict
+
+from .conftest import PATIENCE_S, Child
+
+MANY = 100_000
+PARITY = f"{__name__}:Parity"
+"""The model is random: no sum of it would be right, and without a spread in its rewards nothing trains."""
+
+
+class Parity(ArithmeticServer):
+    """The reward is 1 for an answer with an even number of letters."""
+
+    async def verify(self, task: ArithmeticTask, response: Response, session: Calculation | None) -> Verdict:
+        return Verdict(reward=float(len(response.final_text) % 2 == 0))
+
+
+def tiny(model: Path, run: Path) -> list[str]:
+    """Overrides that train the tiny model in `run`."""
+    return [f"policy.model={model}", "policy.compute_dtype=float32", f"trainer.output={run}"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}], "tools": []}
+    path.write_text((json.dumps(row) + "\n") * 16)
+    return path
+
+
+@pytest.fixture
+def command(request: pytest.FixtureRequest, tiny_llama: Path, tasks: Path, rows: Path) -> Callable[..., list[str]]:
+    """`train sft` or `train grpo` into a run directory, with overrides."""
+
+    def build(kind: str, run: Path, *overrides: str) -> list[str]:
+        if kind == "sft":
+            own = [f"data.train={rows}", f"algorithm.epochs={MANY}"]
+        else:
+            own = [f"data.train={tasks}", f"env.server={PARITY}", "sampler.max_tokens=4", f"trainer.max_steps={MANY}"]
+        return ["train", kind, "--config", f"{'sft' if kind == 'sft' else 'rlvr'}/tiny", *own, *tiny(tiny_llama, run), *overrides]
+
+    return build
+
+
+def steps(run: Path) -> list[int]:
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith(b"\n")]
+
+
+def wait_for_steps(run: Path, count: int, running: Child) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while len(steps(run)) < count:
+        assert running.process.poll() is None, running.ended().err
+        assert time.monotonic() < deadline, f"only {len(steps(run))} steps were taken"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_ctrl_c_saves_the_steps_taken_and_the_same_command_goes_on(kind, child, command, gym_bridge, rollout_keys, tmp_path: Path):
+    run = tmp_path / "run"
+    running = child(*command(kind, run, "--quiet"))
+    wait_for_steps(run, 3, running)
+    running.interrupt()
+    ended = running.ended()
+    assert ended.code == 130, ended.err
+    assert ended.err.lstrip() == "gym-bridge: interrupted; what was done stays on disk, and the same command goes on from there\n"
+    taken = steps(run)
+    assert taken == list(range(1, len(taken) + 1))
+    assert [one.name for one in (run / "checkpoints").iterdir()] == [f"step_{taken[-1]:08d}"]
+    more = gym_bridge(*command(kind, run, f"trainer.max_steps={taken[-1] + 2}", "--quiet", "--json"))
+    assert (more.code, json.loads(more.out)["steps"]) == (0, taken[-1] + 2)
+    assert steps(run) == list(range(1, taken[-1] + 3))
+    if kind == "grpo":
+        keys = rollout_keys(run / "rollouts.jsonl")
+        assert len(keys) == len(set(keys)) >= 8 * steps(run)[-1]
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(kind, command, gym_bridge, tiny_disk: Path):
+    run = tiny_disk / "run"
+    ended = gym_bridge(*command(kind, run, "trainer.max_steps=2", "--quiet"))
+    assert ended.code in (1, 2), ended.err
+    assert ended.err.startswith("gym-bridge: cannot ") and "No space left on device" in ended.err
+    assert ended.err.count("\n") == 1
+    subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)
+    again = gym_bridge(*command(kind, run, "trainer.max_steps=2", "--quiet", "--json"))
+    assert (again.code, json.loads(again.out)["steps"]) == (0, 2)
