@@ -91,7 +91,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(kind, command, gym
     run = tiny_disk / "run"
     ended = gym_bridge(*command(kind, run, "trainer.max_steps=2", "--quiet"))
     assert ended.code in (1, 2), ended.err
-    assert ended.err.startswith("gym-bridge: cannot ") and "No space left on device" in ended.err
+    assert ended.err.startswith("gym-bridge: cannot ")
+    assert "No space left on device" in ended.err
     assert ended.err.count("\n") == 1
     subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)
     again = gym_bridge(*command(kind, run, "trainer.max_steps=2", "--quiet", "--json"))
