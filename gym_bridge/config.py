@@ -24,8 +24,14 @@ class StrictModel(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(model: type[Model], *, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Model:
-    """`model` filled from YAML `files`, later ones first in rank, then from `overrides` such as `policy.lr=1e-5`.
+def load_config(
+    model: type[Model],
+    *,
+    files: Sequence[str | Path] = (),
+    values: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> Model:
+    """`model` filled from YAML `files`, later ones first in rank, then `values`, then `overrides` such as `policy.lr=1e-5`.
 
     Raises ConfigError for an unreadable file, an override without `=`, an unknown key or a value of the wrong type.
     """
@@ -38,13 +44,14 @@ def load_config(model: type[Model], *, files: Sequence[str | Path] = (), overrid
         if not found or not key:
             raise ConfigError(f"override {override!r} has no '='; write key.subkey=value")
     try:
-        merged = OmegaConf.merge(*map(_load_yaml, files), OmegaConf.from_dotlist(list(overrides)))
+        given = OmegaConf.create(dict(values or {}))
+        merged = OmegaConf.merge(*map(_load_yaml, files), given, OmegaConf.from_dotlist(list(overrides)))
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ConfigError(f"{missing[0]!r} is required; set {missing[0]}=...")
-        values = OmegaConf.to_container(merged, resolve=True)
+        filled = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the settings: {' '.join(str(error).split())}") from error
-    return validate(model, values)
+    return validate(model, filled)
 
 
 def _load_yaml(file: str | Path) -> Any:
@@ -71,7 +78,9 @@ def validate(model: type[Model], values: Any) -> Model:
 
 def _describe(model: type[BaseModel], error: Any) -> str:
     path = [str(part) for part in error["loc"]]
-    dotted = ".".join(path) if path else model.__name__
+    if not path:  # a rule over several fields names them itself
+        return error["msg"].removeprefix("Value error, ")
+    dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"unknown key {dotted!r}{nearest(path[-1], _fields_at(model, path[:-1]))}"
     if error["type"] == "missing":

@@ -4,7 +4,7 @@
     ├── ConfigError    a setting, flag, name or file that the user gave is wrong
     ├── DataError      a line of a file is wrong: path, line
     ├── ServerError    a server did not do its part: url, status, attempts
-    └── PolicyError    the model or its training went wrong
+    └── PolicyError    the model or its training went wrong; ContextOverflowError: a prompt that leaves it no room
 
 A message says where, what was found, what was expected and what to do. All of them survive pickling, so that they can
 cross processes.
@@ -50,6 +50,10 @@ class PolicyError(GymBridgeError, RuntimeError):
     """The model, its checkpoint or its training went wrong."""
 
     exit_code = 1
+
+
+class ContextOverflowError(PolicyError):
+    """The prompt leaves no room for an answer in the model's context."""
 
 
 def _rebuild(kind: type[GymBridgeError], args: tuple, state: dict) -> GymBridgeError:

@@ -70,6 +70,10 @@ SIZES = {
 ENDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="many rounds instead of a few")
+
+
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer")
@@ -79,7 +83,7 @@ def tokenizer_directory(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def renderer(tokenizer_directory):
-    from gym_bridge.tokens.chatml import load_renderer
+    from gym_bridge.tokens.renderers import load_renderer
 
     return load_renderer(tokenizer_directory)
 

@@ -12,7 +12,7 @@ from gym_bridge import ConfigError, ServerError, audit, collect, compare, evalua
 from gym_bridge.io.jsonl import read_jsonl, write_jsonl
 from gym_bridge.io.token_store import TokenStore
 from gym_bridge.resource_servers.base import ResourceServer, Response, Task, Verdict
-from gym_bridge.resource_servers.http import serve
+from gym_bridge.resource_servers.serving import serve
 from gym_bridge.schemas.settings import CollectSettings, EvalSettings, GRPOSettings, SFTSettings, TransformSettings
 
 NUM_TASKS, NUM_REPEATS = 3, 4
@@ -211,12 +211,12 @@ def test_the_tasks_are_no_file_of_the_log_that_is_written(tasks: Path, server: s
 
 
 def test_a_collection_without_any_reward_says_so_and_more_attempts_go_on(tasks: Path, server: str, tiny_llama: Path):
-    nowhere = f"{server}/no_such_path"
+    hasty = {"num_repeats": 1, "rollout_timeout_s": 1e-4}
     with pytest.raises(
-        ServerError, match=r"no rollout got a reward: 3 requested = .* 3 seed_error; the last one failed with: /seed_session"
+        ServerError, match=r"no rollout got a reward: 3 requested = .* 3 timeout_exceeded; the last one failed with: not finished"
     ):
-        collect(collect_settings(tasks, nowhere, tiny_llama, num_repeats=1, max_attempts=1))
+        collect(collect_settings(tasks, server, tiny_llama, max_attempts=1, **hasty))
     with pytest.raises(ServerError, match="3 requested"):
-        collect(collect_settings(tasks, nowhere, tiny_llama, num_repeats=1, max_attempts=2))
+        collect(collect_settings(tasks, server, tiny_llama, max_attempts=2, **hasty))
     attempts = [row["_ng_attempt_index"] for row in rows(tasks.with_name("rollouts_failures.jsonl"))]
     assert sorted(attempts) == [0, 0, 0, 1, 1, 1]

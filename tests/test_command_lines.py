@@ -12,7 +12,7 @@ from gym_bridge.cli.main import cli
 from gym_bridge.cli.train import find_config
 from gym_bridge.config import load_config, validate
 from gym_bridge.errors import GymBridgeError
-from gym_bridge.resource_servers.registry import SERVERS
+from gym_bridge.resource_servers.registry import load_server
 from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
 
 ROOT = Path(__file__).parents[1]
@@ -69,11 +69,11 @@ def _check_values(verb: str, params: dict, *, trains: bool) -> None:
         needed = ["data.train=x", *(["env.server=arithmetic"] if verb == "grpo" else [])]
         load_config(TRAINERS[verb], files=files, overrides=[*needed, *params["overrides"]])
     if verb == "tasks":
-        server = SERVERS.load(params["server"])
+        server = load_server(params["server"])
         validate(server.Knobs, dict(one.split("=", 1) for one in params["knobs"]))
     server = params.get("server") or (params["name"] if verb == "serve" else None)
     if server is not None and "://" not in server:
-        SERVERS.load(server)
+        load_server(server)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *PACKAGE_PAGES], ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -156,7 +156,7 @@ def test_settings_are_frozen():
 def test_plain_values_are_validated_with_the_same_words():
     with pytest.raises(ConfigError) as caught:
         validate(CollectSettings, {"server": "arithmetic", "input": "a", "output": "b", "num_repeats": 0, "limt": 3})
-    assert str(caught.value) == "num_repeats=0: Input should be greater than 0; unknown key 'limt'; did you mean 'limit'?"
+    assert str(caught.value) == "num_repeats=0: a task is repeated once at least; unknown key 'limt'; did you mean 'limit'?"
 
 
 def test_a_dotted_path_finds_an_object():

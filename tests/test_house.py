@@ -10,7 +10,8 @@ from tests.house import FLOORS, LEVEL, PACKAGE, ROOT, Import, Module, modules, r
 TORCH_ROOMS = ("policy/", "trainers/", "algorithms/losses.py")
 HEAVY = ("torch", "transformers", "vllm", "ray")
 DOORS = {
-    "rollouts/collector.py": 1,  # one rollout
+    "rollouts/attempts.py": 1,  # one rollout
+    "rollouts/workers.py": 1,  # one worker: what breaks a unit reaches whoever waits for it
     "resource_servers/http.py": 1,  # one server request
     "policy/samplers/local.py": 1,  # one worker: what breaks a batch reaches each of its callers
     "cli/main.py": 1,  # the CLI

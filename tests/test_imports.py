@@ -40,7 +40,8 @@ def test_the_help_of_a_verb_loads_no_torch(verb: str):
 
 
 def test_collecting_with_a_remote_model_needs_no_torch():
-    program = "import gym_bridge.rollouts.collector, gym_bridge.rollouts.models.openai_endpoint, gym_bridge.transforms.engine"
+    names = ["rollouts.collector", "rollouts.models.responses", "rollouts.models.chat", "transforms.engine", "api.collectors"]
+    program = "import " + ", ".join(f"gym_bridge.{name}" for name in names)
     assert loaded_after(program) & {"torch", "transformers", "vllm", "ray"} == set()
 
 

@@ -20,6 +20,15 @@ def command(quiet: bool, as_json: bool, **options: Any) -> None:
     """Play tasks against a resource server and log the rollouts; the same command again goes on where this one stopped."""
     result = api.collect(validate(CollectSettings, given(options)), quiet=quiet)
     if as_json:
-        print_json({"output": str(result.output), "mean_reward": result.mean_reward, "ledger": result.ledger})
+        print_json(
+            {
+                "output": str(result.output),
+                "mean_reward": result.mean_reward,
+                "ledger": result.ledger,
+                "stopped": result.stopped,
+            }
+        )
         return
     click.echo(f"{result.output}: {result.ledger.describe()}; mean reward {result.mean_reward:.4f}")
+    if result.stopped is not None:
+        click.echo(f"stopped early: {result.stopped}; the same command with a larger budget goes on")

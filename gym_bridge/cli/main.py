@@ -15,6 +15,8 @@ from gym_bridge.version import __version__
 
 VERBS = {
     "collect": "Play tasks against a resource server and log the rollouts.",
+    "reverify": "Score stored rollouts again, without sampling.",
+    "doctor": "Play one rollout against a server and a model, and tell what works.",
     "transform": "Turn rollouts into a dataset: response, sft or dpo.",
     "audit": "Check rollouts or a dataset against a model's tokens and template.",
     "train": "Train a policy: sft or grpo.",

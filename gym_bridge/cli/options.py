@@ -25,7 +25,7 @@ def settings_options(model: type[BaseModel]) -> Callable[[Command], Command]:
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """The options that the user gave."""
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value not in (None, ())}
 
 
 def output_options(command: Command) -> Command:
@@ -38,19 +38,22 @@ def output_options(command: Command) -> Command:
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
     kind = _plain(field.annotation)
-    default = None if field.is_required() else field.default
+    default = None if field.is_required() or field.default_factory else field.default
     text = " ".join((field.description or "").split())
-    if default is not None and kind is not bool:
+    if default not in (None, ()) and kind is not bool:
         text += f"  [default: {default}]"
     if kind is bool:
-        return click.option(flag, is_flag=True, default=None, help=text)
+        return click.option(f"{flag}/--no-{flag[2:]}" if field.default is None else flag, is_flag=True, default=None, help=text)
+    if get_origin(kind) is tuple:
+        return click.option(flag, type=_click_type(get_args(kind)[0]), multiple=True, help=text)
     return click.option(flag, type=_click_type(kind), required=field.is_required(), help=text)
 
 
 def _plain(annotation: Any) -> Any:
-    """`annotation` without `| None` and without its constraints."""
+    """`annotation` without `| None` and without its constraints; a text where it may be several things."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next(_plain(one) for one in get_args(annotation) if one is not type(None))
+        kinds = [_plain(one) for one in get_args(annotation) if one is not type(None)]
+        return kinds[0] if len(kinds) == 1 else str
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
     return annotation

@@ -2,37 +2,80 @@
 
 import asyncio
 import signal
+import sys
+from contextlib import ExitStack
 
 import click
 import orjson
 
 from gym_bridge.cli.options import output_options
+from gym_bridge.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
 
 
 @click.command("serve", epilog="Example: gym-bridge serve arithmetic --port 9000")
 @click.argument("name")
-@click.option("--port", type=int, default=0, show_default=True, help="Port on 127.0.0.1; 0 takes a free one.")
+@click.argument("overrides", nargs=-1)
+@click.option("--host", default=LOOPBACK, show_default=True, help="Any other needs GYM_BRIDGE_SERVER_TOKEN, or --no-auth.")
+@click.option("--port", type=int, default=0, show_default=True, help="0 takes a free one.")
+@click.option("--no-auth", is_flag=True, help="Let in everyone who can reach the port.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, for servers without sessions.")
 @click.option(
     "--shuffle-rewards", is_flag=True, help="Give each rollout the reward of an earlier one: a control that cannot be learned."
 )
+@click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that holds the other end of stdin.")
+@click.option("--share-port", is_flag=True, hidden=True, help="Listen where another of the --workers does.")
 @output_options
-def command(name: str, port: int, shuffle_rewards: bool, quiet: bool, as_json: bool) -> None:
-    """Start the resource server NAME, print its address when it is ready, and serve until Ctrl-C or SIGTERM."""
-    from gym_bridge.resource_servers.http import serve
-    from gym_bridge.resource_servers.registry import SERVERS
+def command(
+    name: str,
+    overrides: tuple[str, ...],
+    host: str,
+    port: int,
+    no_auth: bool,
+    workers: int,
+    shuffle_rewards: bool,
+    until_stdin_closes: bool,
+    share_port: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Start the resource server NAME, print its address when it is ready, and serve until Ctrl-C or SIGTERM.
 
-    server = SERVERS.load(name)(shuffle_rewards=shuffle_rewards)
+    NAME is one of ours, a file.py or package.module:Class of yours, or a YAML file with `server` and `settings`; OVERRIDES such as
+    key=value set it up.
+    """
+    from gym_bridge.resource_servers.process import ServerProcess
+    from gym_bridge.resource_servers.registry import make_server
+    from gym_bridge.resource_servers.serving import serve, token_for
+
+    server = make_server(name, overrides=overrides, shuffle_rewards=shuffle_rewards)
+    token = token_for(host, open_to_all=no_auth)
+    if workers > 1 and not server.stateless:
+        raise ConfigError(f"--workers {workers}: {name} keeps sessions, which one process alone can find again")
+    if workers > 1 and not port:
+        raise ConfigError(f"--workers {workers} needs a --port, which they share")
+    options = ["--host", host, *(["--no-auth"] if no_auth else []), "--share-port", *overrides]
 
     def say(url: str) -> None:
         click.echo(orjson.dumps({"name": name, "url": url}).decode() if as_json else f"{name}: {url}")
 
-    async def run() -> None:
-        task = asyncio.ensure_future(serve(server, port=port, on_ready=say))
+    async def run(stack: ExitStack) -> None:
+        def ready(url: str) -> None:
+            for _ in range(workers - 1):
+                stack.enter_context(ServerProcess(name, options, port=port))
+            say(url)
+
+        serving = serve(server, host=host, port=port, on_ready=ready, token=token, share_port=share_port or workers > 1)
+        task = asyncio.ensure_future(serving)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        if until_stdin_closes:
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), task.cancel)
         try:
             await task
         except asyncio.CancelledError:
             return
 
-    asyncio.run(run())
+    with ExitStack() as stack:
+        asyncio.run(run(stack))

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -94,25 +94,32 @@ TaskT = TypeVar("TaskT", bound=Task)
 StateT = TypeVar("StateT")
 
 
-class ResourceServer(ABC, Generic[TaskT, StateT]):
-    """Base of all resource servers. A session holds one StateT from /seed_session on; tools change it, the verifier reads it."""
+class VerificationFailed(Exception):  # noqa: N818 - the word of the wire: judge_failed
+    """The verifier could not tell: a judge or a model that it asks is broken. No reward of 0, but none."""
+
+
+class TaskServer(ABC, Generic[TaskT]):
+    """What all servers are: tasks, settings, and a life. The two kinds of conversation with them stand below."""
 
     Task: type[TaskT]
     """What the server needs of a task row; a row without it is refused with 422."""
     Knobs: type[StrictModel] = StrictModel
     """Settings of `tasks`."""
-    reverify_mode: Literal["stateless", "unsupported"] = "stateless"
-    """Whether `verify` gives the same reward again from the row alone, without a session."""
+    Settings: type[StrictModel] = StrictModel
+    """Settings of the server, from a YAML file or from overrides of `serve`."""
+    stateless: ClassVar[bool] = False
+    """Sessions hold nothing, so that several processes may answer side by side."""
+    deadline_s: ClassVar[float] = 60.0
+    """Seconds that a handler may take; then the request is answered with 504."""
+    session_ttl_s: ClassVar[float] = 3600.0
+    """Seconds after its last use at which a session ends."""
+    max_sessions: ClassVar[int] = 100_000
+    """Sessions that live at once; a further one pushes out the one that is idle for longest."""
 
-    def __init__(self, *, shuffle_rewards: bool = False):
+    def __init__(self, settings: StrictModel | None = None, *, shuffle_rewards: bool = False):
+        """`settings`, an instance of `Settings`, are the defaults when left out. Raises ConfigError where they need a value."""
+        self.settings = settings if settings is not None else validate(self.Settings, {})
         self.final_reward = ShuffledRewards() if shuffle_rewards else true_reward
-        if shuffle_rewards:
-            self.reverify_mode = "unsupported"
-
-    @classmethod
-    def tools(cls) -> list[Item]:
-        """The tools in the flat Responses form, as task rows carry them."""
-        return [one.schema for one in tools_of(cls).values()]
 
     @classmethod
     def tasks(cls, *, num_tasks: int, seed: int, split: Split, **knobs: Any) -> Iterator[Row]:
@@ -128,10 +135,66 @@ class ResourceServer(ABC, Generic[TaskT, StateT]):
     def make_tasks(cls, knobs: Any, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:
         """What `tasks` promises, from an instance of `Knobs`. No task of one split is in the other, whatever the seeds."""
 
+    async def start(self) -> None:
+        """Called in the server's event loop before the first request: open pools and connections here."""
+
+    async def stop(self) -> None:
+        """Called after the last request, also when `start` failed half way."""
+
+
+class ResourceServer(TaskServer[TaskT], Generic[TaskT, StateT]):
+    """Tools and a verdict. A session holds one StateT from /seed_session on; tools change it, the verifier reads it."""
+
+    reverify_mode: Literal["stateless", "unsupported"] = "stateless"
+    """Whether `verify` gives the same reward again from the row alone, without a session."""
+
+    def __init__(self, settings: StrictModel | None = None, *, shuffle_rewards: bool = False):
+        super().__init__(settings, shuffle_rewards=shuffle_rewards)
+        if shuffle_rewards:
+            self.reverify_mode = "unsupported"
+
+    @classmethod
+    def tools(cls) -> list[Item]:
+        """The tools in the flat Responses form, as task rows carry them."""
+        return [one.schema for one in tools_of(cls).values()]
+
     @abstractmethod
     async def seed(self, task: TaskT) -> StateT:
         """The state of a new session."""
 
     @abstractmethod
     async def verify(self, task: TaskT, response: Response, session: StateT | None) -> Verdict:
-        """The reward. Raises SessionMissing where it needs a session and `session` is None."""
+        """The reward. Raises SessionMissing where `session` is None and needed, VerificationFailed where it cannot tell."""
+
+    def end(self, session: StateT) -> None:
+        """Called once when a session is over, idle for too long or pushed out by younger ones: release what it holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one answer of the model came to in a step-wise environment."""
+
+    reward: float
+    """Of this step alone; the rollout's is the sum."""
+    observation: str | None = None
+    """What the model reads next."""
+    terminated: bool = False
+    """The task is over."""
+    truncated: bool = False
+    """The environment cuts the task off."""
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class StepwiseServer(TaskServer[TaskT], Generic[TaskT, StateT]):
+    """An environment that answers every answer: NeMo Gym's gymnasium family, /reset and /step."""
+
+    @abstractmethod
+    async def reset(self, task: TaskT) -> tuple[StateT, str | None]:
+        """The state of a new episode, and the first observation."""
+
+    @abstractmethod
+    async def step(self, task: TaskT, response: Response, session: StateT) -> Step:
+        """Take the model's latest response."""
+
+    def end(self, session: StateT) -> None:
+        """Called once when an episode is closed, idle for too long or pushed out by younger ones."""

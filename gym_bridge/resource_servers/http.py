@@ -5,11 +5,21 @@ POST /<tool>              arguments -> the tool's result
 POST /verify              task row + response -> the row + reward + the verifier's fields
 POST /aggregate_metrics   {"verify_responses": [...]} -> metrics
 GET  /reverify_mode       "stateless" or "unsupported"
+
+A step-wise one instead of the first three:
+
+POST /reset               task row -> {"observation", "info"} and a session cookie
+POST /step                task row + response -> {"observation", "reward", "terminated", "truncated", "info"}
+POST /close               ends the session
+
+Both:
+
 GET  /                    {"status": "ok"}
+GET  /openapi.json        what stands above, with schemas
 """
 
 import asyncio
-import errno
+import hmac
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -18,17 +28,14 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
-from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers.aggregate import AggregateRequest, aggregate
-from gym_bridge.resource_servers.base import ResourceServer, Response
+from gym_bridge.resource_servers.base import ResourceServer, Response, StepwiseServer, TaskServer, VerificationFailed
+from gym_bridge.resource_servers.openapi import document
 from gym_bridge.resource_servers.sessions import SessionMissing, Sessions
 from gym_bridge.resource_servers.tools import Tool, tools_of
+from gym_bridge.schemas.rollouts import FAILURE_CLASS, FailureType
 
-HOST = "127.0.0.1"
-"""Loopback only: nothing here asks a client who it is."""
 MAX_BODY_BYTES = 8 * 2**20
-STOP_TIMEOUT_S = 3.0
-"""How long requests in flight may take when the server stops."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,63 +43,120 @@ Reply = TypeVar("Reply", bound=web.StreamResponse)
 _logger = logging.getLogger(__name__)
 
 
-class VerifyRequest(BaseModel):
-    """What stands in the body of POST /verify beside the task row."""
+class PlayedRequest(BaseModel):
+    """What stands in the body of POST /verify and /step beside the task row."""
 
     model_config = ConfigDict(frozen=True)
     response: Response
 
 
-def application(server: ResourceServer) -> web.Application:
-    """The aiohttp application of `server`, with sessions of its own."""
-    endpoints = Endpoints(server)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[endpoints.answer])
-    app.router.add_get("/", endpoints.status)
-    app.router.add_get("/reverify_mode", endpoints.reverify_mode)
-    app.router.add_post("/seed_session", endpoints.seed_session)
-    app.router.add_post("/verify", endpoints.verify)
-    app.router.add_post("/aggregate_metrics", endpoints.aggregate_metrics)
-    for one in tools_of(type(server)).values():
-        app.router.add_post(f"/{one.name}", endpoints.tool(one))
+def application(server: TaskServer, *, token: str | None = None) -> web.Application:
+    """The aiohttp application of `server`, with sessions of its own. With a `token`, every request but GET / must bear it."""
+    doors = StepwiseEndpoints(server) if isinstance(server, StepwiseServer) else ToolEndpoints(_resource_server(server))
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[doors.answer, *([_bearing(token)] if token else [])])
+    described = to_json(document(server))
+
+    async def openapi(request: web.Request) -> web.Response:
+        return web.Response(body=described, content_type="application/json")
+
+    app.router.add_get("/", doors.status)
+    app.router.add_get("/openapi.json", openapi)
+    doors.add_routes(app.router)
+
+    async def lifetime(app: web.Application):
+        try:
+            await server.start()
+            yield
+        finally:
+            doors.sessions.close_all()
+            await server.stop()
+
+    app.cleanup_ctx.append(lifetime)
     return app
 
 
-async def serve(server: ResourceServer, *, port: int, on_ready: Callable[[str], None]) -> None:
-    """Answer on 127.0.0.1:`port` (0: any free one) until cancelled; `on_ready` gets the address once it listens.
-
-    Raises ConfigError when the port cannot be had.
-    """
-    runner = web.AppRunner(application(server), access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
-    await runner.setup()
-    try:
-        await _listen(runner, port)
-        on_ready(f"http://{HOST}:{runner.addresses[0][1]}")
-        await asyncio.Event().wait()
-    finally:
-        await runner.cleanup()
+def _resource_server(server: TaskServer) -> ResourceServer:
+    if not isinstance(server, ResourceServer):
+        raise TypeError(f"{type(server).__name__} is neither a ResourceServer nor a StepwiseServer")
+    return server
 
 
-async def _listen(runner: web.AppRunner, port: int) -> None:
-    try:
-        await web.TCPSite(runner, HOST, port).start()
-    except OverflowError as error:
-        raise ConfigError(f"port {port} does not exist; choose one of 0 to 65535") from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} on {HOST} is in use; choose another or --port 0") from error
-        raise ConfigError(f"cannot listen on port {port} of {HOST}: {error.strerror}; choose another or --port 0") from error
+def _bearing(token: str) -> Any:
+    """A middleware that lets in who bears the token; whether the server lives, anyone may ask."""
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode(errors="replace")
+        if request.path != "/" and not hmac.compare_digest(given, expected):
+            return _reply({"detail": "no or another bearer token; it stands in GYM_BRIDGE_SERVER_TOKEN"}, status=401)
+        return await handler(request)
+
+    return check
 
 
 class Endpoints:
-    """The handlers of one server, and its sessions."""
+    """What the handlers of both kinds of servers share: sessions, cookies, and how errors are answered."""
 
-    def __init__(self, server: ResourceServer):
-        self._server = server
-        self._sessions: Sessions[Any] = Sessions()
+    def __init__(self, server: ResourceServer | StepwiseServer):
+        self._deadline_s = server.deadline_s
+        self.sessions: Sessions[Any] = Sessions(ttl_s=server.session_ttl_s, limit=server.max_sessions, on_end=server.end)
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Put the handlers where NeMo Gym has them."""
+        raise NotImplementedError
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /: the server lives."""
         return _reply({"status": "ok"})
+
+    @web.middleware
+    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every error becomes NeMo Gym's reply for it. Its agent keeps the last reply's cookies only, so each reply sets ours."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                response = await handler(request)
+        except _InvalidBody as error:
+            response = _reply({"detail": error.detail}, status=422)
+        except SessionMissing as error:
+            response = _reply({"detail": str(error)}, status=400)
+        except web.HTTPException as error:
+            response = _reply({"detail": error.reason}, status=error.status)
+        except TimeoutError:
+            response = _reply({"detail": f"not done after {self._deadline_s:g} s"}, status=504)
+        except Exception as error:
+            _logger.exception("%s %s failed", request.method, request.path)
+            response = _reply(repr(error), status=500)
+        token = self.token(request)
+        if token in self.sessions and not response.cookies:
+            self.with_cookie(response, token)
+        return response
+
+    def token(self, request: web.Request) -> str:
+        """The token of the request's session; empty without one."""
+        return request.cookies.get(self.sessions.cookie_name, "")
+
+    def with_cookie(self, response: Reply, token: str) -> Reply:
+        """`response`, from which the client takes its session."""
+        response.set_cookie(self.sessions.cookie_name, token, httponly=True, samesite="Lax")
+        return response
+
+
+class ToolEndpoints(Endpoints):
+    """The handlers of a server with tools and a verifier."""
+
+    def __init__(self, server: ResourceServer):
+        super().__init__(server)
+        self._server = server
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """/seed_session, /verify and the rest, and a route for every tool."""
+        router.add_get("/reverify_mode", self.reverify_mode)
+        router.add_post("/seed_session", self.seed_session)
+        router.add_post("/verify", self.verify)
+        router.add_post("/aggregate_metrics", self.aggregate_metrics)
+        for one in tools_of(type(self._server)).values():
+            router.add_post(f"/{one.name}", self.tool(one))
 
     async def reverify_mode(self, request: web.Request) -> web.Response:
         """GET /reverify_mode: whether /verify may be asked again later."""
@@ -101,18 +165,24 @@ class Endpoints:
     async def seed_session(self, request: web.Request) -> web.Response:
         """POST /seed_session: open a session for the task."""
         task = _checked(self._server.Task, await _body(request))
-        token = self._sessions.open(await self._server.seed(task))
-        return self._with_cookie(_reply({}), token)
+        token = self.sessions.open(await self._server.seed(task))
+        return self.with_cookie(_reply({}), token)
 
     async def verify(self, request: web.Request) -> web.Response:
-        """POST /verify: the row that came in, with its reward. NeMo Gym drops keys it does not know; we give them all back."""
+        """POST /verify: the row that came in, with its reward. NeMo Gym drops keys it does not know; we give them all back.
+
+        A verifier that cannot tell is answered as NeMo Gym answers: 200, a reward of 0.0 that is none, and why.
+        """
         row = await _body(request)
-        task, response = _checked(self._server.Task, row), _checked(VerifyRequest, row).response
+        task, response = _checked(self._server.Task, row), _checked(PlayedRequest, row).response
         try:
-            session = self._sessions.find(self._token(request))
+            session = self.sessions.find(self.token(request))
         except SessionMissing:
             session = None
-        verdict = await self._server.verify(task, response, session)
+        try:
+            verdict = await self._server.verify(task, response, session)
+        except VerificationFailed as error:
+            return _reply({**row, "reward": 0.0, FAILURE_CLASS: str(FailureType.JUDGE), "_ng_failure_judge_error": str(error)})
         return _reply({**row, **verdict.fields, "reward": self._server.final_reward(float(verdict.reward))})
 
     async def aggregate_metrics(self, request: web.Request) -> web.Response:
@@ -125,36 +195,55 @@ class Endpoints:
 
         async def call(request: web.Request) -> web.Response:
             arguments = _checked(tool.arguments, await _body(request))
-            session = self._sessions.find(self._token(request))
+            session = self.sessions.find(self.token(request))
             return _reply(await method(session, **tool.values(arguments)))
 
         return call
 
-    @web.middleware
-    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every error becomes NeMo Gym's reply for it. Its agent keeps the last reply's cookies only, so each reply sets ours."""
-        try:
-            response = await handler(request)
-        except _InvalidBody as error:
-            response = _reply({"detail": error.detail}, status=422)
-        except SessionMissing as error:
-            response = _reply({"detail": str(error)}, status=400)
-        except web.HTTPException as error:
-            response = _reply({"detail": error.reason}, status=error.status)
-        except Exception as error:
-            _logger.exception("%s %s failed", request.method, request.path)
-            response = _reply(repr(error), status=500)
-        token = self._token(request)
-        if token in self._sessions and not response.cookies:
-            self._with_cookie(response, token)
-        return response
 
-    def _token(self, request: web.Request) -> str:
-        return request.cookies.get(self._sessions.cookie_name, "")
+class StepwiseEndpoints(Endpoints):
+    """The handlers of a step-wise environment."""
 
-    def _with_cookie(self, response: Reply, token: str) -> Reply:
-        response.set_cookie(self._sessions.cookie_name, token, httponly=True, samesite="Lax")
-        return response
+    def __init__(self, server: StepwiseServer):
+        super().__init__(server)
+        self._server = server
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """/reset, /step and /close."""
+        router.add_post("/reset", self.reset)
+        router.add_post("/step", self.step)
+        router.add_post("/close", self.close)
+        router.add_post("/aggregate_metrics", self.aggregate_metrics)
+
+    async def reset(self, request: web.Request) -> web.Response:
+        """POST /reset: open an episode for the task. Clients are asked to close it."""
+        session, observation = await self._server.reset(_checked(self._server.Task, await _body(request)))
+        reply = _reply({"observation": observation, "info": {"supports_explicit_close": True}})
+        return self.with_cookie(reply, self.sessions.open(session))
+
+    async def step(self, request: web.Request) -> web.Response:
+        """POST /step: take the model's latest response."""
+        row = await _body(request)
+        task, response = _checked(self._server.Task, row), _checked(PlayedRequest, row).response
+        step = await self._server.step(task, response, self.sessions.find(self.token(request)))
+        return _reply(
+            {
+                "observation": step.observation,
+                "reward": self._server.final_reward(float(step.reward)),
+                "terminated": step.terminated,
+                "truncated": step.truncated,
+                "info": step.info,
+            }
+        )
+
+    async def close(self, request: web.Request) -> web.Response:
+        """POST /close: the episode is over."""
+        self.sessions.close(self.token(request))
+        return _reply({})
+
+    async def aggregate_metrics(self, request: web.Request) -> web.Response:
+        """POST /aggregate_metrics: statistics over rollouts."""
+        return _reply(aggregate(_checked(AggregateRequest, await _body(request)).verify_responses))
 
 
 class _InvalidBody(Exception):  # noqa: N818 - the client's fault, answered and not logged

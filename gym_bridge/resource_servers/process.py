@@ -14,7 +14,7 @@ from gym_bridge.errors import ServerError
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
-_ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+\b")
+_ADDRESS = re.compile(r"http://\S+:\d+\b")
 _STDERR_TAIL_BYTES = 2000
 
 
@@ -24,20 +24,19 @@ class ServerProcess:
         with ServerProcess("arithmetic") as server:
             ... server.url ...
 
-    Entering raises ServerError when the child dies, or prints no address within 60 s.
+    The child ends when its stdin closes, so that it outlives this process by no kind of end. Entering raises ServerError when
+    the child dies, or prints no address within 60 s.
     """
 
     url: str
 
     def __init__(self, name: str, argv: Sequence[str] = (), *, port: int = 0):
         self._name = name
-        self._command = [sys.executable, "-m", "gym_bridge", "serve", name, "--port", str(port), *argv]
+        self._command = [sys.executable, "-m", "gym_bridge", "serve", name, "--port", str(port), "--until-stdin-closes", *argv]
 
     def __enter__(self) -> "ServerProcess":
         self._stderr = tempfile.TemporaryFile()  # a pipe that nobody reads would fill
-        self._child = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._stderr, text=True
-        )
+        self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
         try:
             self.url = self._address()
         except BaseException:
@@ -77,6 +76,8 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        assert self._child.stdin is not None
+        self._child.stdin.close()
         self._reader.join(STOP_TIMEOUT_S)
         self._stderr.close()
 

@@ -1,13 +1,82 @@
-"""The resource servers that ship with gym-bridge, by name. Loading one imports its folder; naming it imports nothing."""
+"""Resource servers by name: ours, those of installed packages, a user's own. Naming one imports nothing."""
 
-from typing import TYPE_CHECKING
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gym_bridge.config import Registry
+from pydantic import Field
+
+from gym_bridge.config import Registry, StrictModel, load_config
+from gym_bridge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gym_bridge.resource_servers.base import ResourceServer
+    from gym_bridge.resource_servers.base import TaskServer
 
-SERVERS: "Registry[type[ResourceServer]]" = Registry(
-    "resource server",
-    {"arithmetic": "gym_bridge.resource_servers.arithmetic.app:ArithmeticServer"},
-)
+ENTRY_POINTS = "gym_bridge.resource_servers"
+"""The group in which a package names its servers: `my_game = "my_package.game:Game"`."""
+OURS = {
+    "arithmetic": "gym_bridge.resource_servers.arithmetic.app:ArithmeticServer",
+}
+
+
+class ServerFile(StrictModel):
+    """A YAML file that names a server and sets it up."""
+
+    server: str
+    """Name, file or dotted path of the server."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Its settings."""
+
+
+def servers() -> "Registry[type[TaskServer]]":
+    """Every server that has a name here; ours stand over a package's of the same name."""
+    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return Registry("resource server", installed | OURS)
+
+
+def load_server(name: str) -> "type[TaskServer]":
+    """The server class that `name` means: a name, `package.module:Class`, `file.py`, `file.py:Class`, or a YAML file that tells.
+
+    Raises ConfigError with the nearest known name, or what the file holds.
+    """
+    if _is_yaml(name):
+        return load_server(load_config(ServerFile, files=[name]).server)
+    path, _, wanted = name.partition(":")
+    return _from_file(Path(path), wanted) if path.endswith(".py") else servers().load(name)
+
+
+def make_server(name: str, *, overrides: Sequence[str] = (), shuffle_rewards: bool = False) -> "TaskServer":
+    """The server that `name` means, set up by its YAML file, where it is one, and by `overrides` such as `model=judge`.
+
+    Raises ConfigError for settings that it does not know.
+    """
+    kind = load_server(name)
+    given = load_config(ServerFile, files=[name]).settings if _is_yaml(name) else {}
+    return kind(load_config(kind.Settings, values=given, overrides=overrides), shuffle_rewards=shuffle_rewards)
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _from_file(path: Path, wanted: str) -> "type[TaskServer]":
+    from gym_bridge.resource_servers.base import TaskServer
+
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: no such file with a resource server")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, TaskServer) and value.__module__ == module.__name__
+    }
+    chosen = [found[wanted]] if wanted in found else list(found.values()) if not wanted else []
+    if len(chosen) != 1:
+        called = f" called {wanted}" if wanted else ""
+        raise ConfigError(f"{path}: expected one resource server{called}, found {sorted(found) or 'none'}")
+    return chosen[0]

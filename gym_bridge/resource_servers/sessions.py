@@ -25,7 +25,16 @@ class Sessions(Generic[StateT]):
     process, so that servers on one host do not overwrite each other's sessions in a client's cookie jar.
     """
 
-    def __init__(self, *, ttl_s: float = 3600.0, limit: int = 100_000, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        *,
+        ttl_s: float = 3600.0,
+        limit: int = 100_000,
+        clock: Callable[[], float] = time.monotonic,
+        on_end: Callable[[StateT], None] = lambda state: None,
+    ):
+        """`on_end` is told of every state that is let go."""
+        self._on_end = on_end
         self.cookie_name = f"gym_bridge_{secrets.token_hex(4)}"
         self._secret = secrets.token_bytes(32)
         self._ttl_s, self._limit, self._clock = ttl_s, limit, clock
@@ -41,7 +50,7 @@ class Sessions(Generic[StateT]):
         """The token of a new session."""
         self._drop_expired()
         if len(self._states) >= self._limit:
-            self._states.popitem(last=False)
+            self._drop_oldest()
         token = self._signed(secrets.token_urlsafe(16))
         self._states[token] = (self._clock(), state)
         return token
@@ -56,10 +65,24 @@ class Sessions(Generic[StateT]):
         self._states[token] = (self._clock(), state)
         return state
 
+    def close(self, token: str) -> None:
+        """Let a session go. Raises SessionMissing."""
+        self.find(token)
+        self._on_end(self._states.pop(token)[1])
+
+    def close_all(self) -> None:
+        """Let every session go."""
+        while self._states:
+            self._drop_oldest()
+
     def _signed(self, session_id: str) -> str:
         return f"{session_id}.{hmac.new(self._secret, session_id.encode(errors='replace'), hashlib.sha256).hexdigest()}"
 
     def _drop_expired(self) -> None:
         oldest_allowed = self._clock() - self._ttl_s
         while self._states and next(iter(self._states.values()))[0] < oldest_allowed:
-            self._states.popitem(last=False)
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, (_, state) = self._states.popitem(last=False)
+        self._on_end(state)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.rollouts import Item
 
-RESERVED = frozenset({"seed_session", "verify", "aggregate_metrics", "reverify_mode", "mcp"})
+RESERVED = frozenset({"seed_session", "verify", "aggregate_metrics", "reverify_mode", "mcp", "reset", "step", "close"})
 """Paths that NeMo Gym gives another meaning."""
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])

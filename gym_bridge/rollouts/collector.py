@@ -1,255 +1,168 @@
 """Plays many rollouts side by side; every one ends as a row with a reward or as a typed failure."""
 
 import asyncio
-import random
-import time
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
-import aiohttp
+from gym_bridge.rollouts.attempts import Unit
+from gym_bridge.rollouts.concurrency import Concurrency
+from gym_bridge.rollouts.plan import PlannedRollout, plan
+from gym_bridge.rollouts.players import Ended, Player
+from gym_bridge.schemas.rollouts import Group, Rollout, Row
 
-from gym_bridge.errors import DataError, ServerError
-from gym_bridge.rollouts.failing import RolloutError
-from gym_bridge.rollouts.sessions.nemo_gym import NemoGymSession
-from gym_bridge.rollouts.turn_loop import Play, TurnLoop
-from gym_bridge.schemas.rollouts import (
-    ATTEMPT_INDEX,
-    FAILURE_CLASS,
-    ROLLOUT_INDEX,
-    TASK_INDEX,
-    BridgeFields,
-    Failure,
-    FailureType,
-    Group,
-    Rollout,
-    RolloutKey,
-    Row,
-)
-
-AGENT_REF = {"type": "responses_api_agents", "name": "gym_bridge"}
-BACKOFF_S = 0.5
-KEEPALIVE_S = 4.0  # uvicorn, on which NeMo Gym's servers stand, closes connections that idle for 5 s
-TERMINAL = {FailureType.INVALID_ROW}  # another attempt would end the same way
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRollout:
-    """A rollout to be played."""
-
-    key: RolloutKey
-    row: Row
-    group: int = 0
-    """Position of the task among those planned."""
-    first_attempt: int = 0
-    """Attempts that an earlier run made in vain."""
+STARTS_AT_ONCE = 16
+"""Units that start in one turn of the event loop: 10,000 at once kept it from all else for seconds."""
 
 
 class RolloutCollector:
-    """The collector over a resource server: direct mode, in which this process is the agent.
+    """The collector over a player: which rollouts are in flight, and in what order they come out.
 
-    The second attempt at a rollout waits about `backoff_s` seconds, each further one twice as long.
+    `cohorts` starts, fails and retries the rollouts of a task together, for verifiers that answer only once all siblings have
+    arrived. `preflight` plays the first one alone, so that a wrong setting costs one rollout. `beside` runs beside the play, until
+    it is cancelled.
     """
 
     def __init__(
         self,
-        loop: TurnLoop,
+        player: Player,
         *,
-        server_url: str,
-        concurrency: int,
-        max_attempts: int,
-        rollout_timeout_s: float,
-        backoff_s: float = BACKOFF_S,
+        concurrency: Concurrency,
+        cohorts: bool = False,
+        preflight: bool = False,
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ):
-        self.loop = loop
-        self.server_url = server_url
-        self.concurrency = concurrency
-        self.max_attempts = max_attempts
-        self.rollout_timeout_s = rollout_timeout_s
-        self.backoff_s = backoff_s
+        self._player, self._concurrency, self._beside = player, concurrency, beside
+        self._cohorts, self._preflight = cohorts, preflight
+        self._one_ended = False
+        self._draining = False
 
     async def groups(self, tasks: Iterable[Row], *, group_size: int) -> AsyncGenerator[Group, None]:
         """The group of every task, in order of completion; failed members are in it.
 
         A task's rollouts are numbered from its `_ng_rollout_index`, or from 0. Raises ServerError when a server is gone.
         """
-        members: dict[int, list[Rollout]] = defaultdict(list)
+        members: dict[int, list[Ended]] = defaultdict(list)
         async with aclosing(self._ended(plan(tasks, num_repeats=group_size))) as ended:
-            async for planned, attempts in ended:
-                group = members[planned.group]
-                group.append(attempts[-1])
+            async for one in ended:
+                group = members[one.planned.group]
+                group.append(one)
                 if len(group) == group_size:
-                    ordered = tuple(sorted(members.pop(planned.group), key=lambda one: one.key))
-                    yield Group(task_index=planned.key.task_index, rollouts=ordered)
+                    yield _group(members.pop(one.planned.group))
 
     async def rollouts(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[Rollout, None]:
         """Every planned rollout, in order of completion; failed attempts that are tried again come out as well, before it.
 
-        At most `concurrency` are in flight, and `planned` is read as they finish. Raises ServerError when a server is gone.
+        `planned` is read as rollouts finish. Raises ServerError when a server is gone or turns us away.
         """
         async with aclosing(self._ended(planned)) as ended:
-            async for _, attempts in ended:
-                for rollout in attempts:
+            async for one in ended:
+                for rollout in one.attempts:
                     yield rollout
 
-    async def _ended(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[tuple[PlannedRollout, list[Rollout]], None]:
-        """Every planned rollout with all attempts at it, in order of completion."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-        source = iter(planned)
-        running: dict[asyncio.Task[list[Rollout]], PlannedRollout] = {}
+    def drain(self) -> None:
+        """Start no further rollout; those in flight end as they will."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Release connections."""
+        await self._player.close()
+
+    async def _ended(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[Ended, None]:
+        units, flight = _Units(planned, cohorts=self._cohorts), _InFlight(self._player)
+        beside_it = [asyncio.create_task(one()) for one in (self._player.watch, *self._beside)]
         try:
             while True:
-                for one in _take(source, self.concurrency - len(running)):
-                    running[asyncio.create_task(self._persist(one, connector))] = one
-                if not running:
+                num_started = self._start(units, flight)
+                if not flight.running:
                     return
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                # Those that raise come last: what ended beside them is kept.
-                for task in sorted(done, key=lambda task: task.exception() is not None):
-                    one = running.pop(task)
-                    yield one, task.result()
+                if num_started == STARTS_AT_ONCE and flight.finished.empty():
+                    await asyncio.sleep(0)
+                    continue
+                task = await flight.next_finished()
+                if task.exception() is not None:  # what ended beside it is kept
+                    while not flight.finished.empty():
+                        beside = flight.finished.get_nowait()
+                        for one in beside.result() if beside.exception() is None else ():
+                            yield one
+                for one in task.result():
+                    self._see(one)
+                    yield one
         finally:
-            for task in running:
+            for task in (*beside_it, *flight.running):
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            await connector.close()
+            await asyncio.gather(*beside_it, *flight.running, return_exceptions=True)
 
-    async def _persist(self, planned: PlannedRollout, connector: aiohttp.TCPConnector) -> list[Rollout]:
-        """All attempts at one rollout; the last one is its end."""
-        attempts: list[Rollout] = []
-        for attempt in range(planned.first_attempt, self.max_attempts):
-            rollout, gone = await self._attempt(planned, attempt, connector)
-            attempts.append(rollout)
-            last = attempt + 1 >= self.max_attempts
-            if rollout.failure is None or rollout.failure.type in TERMINAL or (last and gone is None):
-                return attempts
-            if last and gone is not None:
-                message = rollout.failure.message.removeprefix(f"{gone}: ")
-                raise ServerError(f"gone: {message}", url=gone, attempts=len(attempts))
-            await asyncio.sleep(self.backoff_s * 2**attempt * random.uniform(0.5, 1.5))
-        return attempts
+    def _start(self, units: "_Units", flight: "_InFlight") -> int:
+        """Start what may be started, at most STARTS_AT_ONCE units; returns how many."""
+        for count in range(0 if self._draining else STARTS_AT_ONCE):
+            unit = units.take(room=self._limit() - flight.num_rollouts, alone=not flight.running)
+            if unit is None:
+                return count
+            flight.start(unit)
+        return 0 if self._draining else STARTS_AT_ONCE
 
-    async def _attempt(self, planned: PlannedRollout, attempt: int, connector: aiohttp.TCPConnector) -> tuple[Rollout, str | None]:
-        """One attempt in a fresh session, and the URL that is gone when it failed because no connection could be made."""
-        play = Play()
-        started = time.perf_counter()
-        gone = None
-        try:
-            async with asyncio.timeout(self.rollout_timeout_s):
-                return await self._play(planned, attempt, connector, play), None
-        except RolloutError as error:
-            failure, gone = error.failure, error.gone
-        except TimeoutError:
-            failure = Failure(type=FailureType.TIMEOUT, message=f"not finished after {self.rollout_timeout_s:g} s")
-        except Exception as error:  # the door of one rollout: a row that we cannot play must not end the collection
-            failure = Failure(type=FailureType.INVALID_ROW, message=f"{type(error).__name__}: {error}")
-        row = _failure_row(planned, attempt, failure, play, elapsed_s=time.perf_counter() - started)
-        return Rollout(key=planned.key, attempt=attempt, row=row, failure=failure), gone
+    def _limit(self) -> int:
+        return 1 if self._preflight and not self._one_ended else self._concurrency.limit
 
-    async def _play(self, planned: PlannedRollout, attempt: int, connector: aiohttp.TCPConnector, play: Play) -> Rollout:
-        # A row out of a failures file is a task like any other: what it says of its earlier end must not reach /verify's reply.
-        row = {name: value for name, value in planned.row.items() if name not in (FAILURE_CLASS, ATTEMPT_INDEX)}
-        if not isinstance(row.get("responses_create_params"), dict) or "input" not in row["responses_create_params"]:
-            raise RolloutError(FailureType.INVALID_ROW, "the task has no responses_create_params.input")
-        started = time.perf_counter()
-        async with NemoGymSession(self.server_url, connector, timeout_s=self.rollout_timeout_s) as session:
-            await session.seed(row)
-            stop = await self.loop.play(row, planned.key, session, play)
-            verifying = time.perf_counter()
-            params = {**row["responses_create_params"], **self.loop.params}
-            response = _response(planned.key, play, params)
-            verdict = await session.verify({**row, "responses_create_params": params, "response": response})
-        ended = time.perf_counter()
-        timings = {"total": ended - started, "model": play.model_s, "tools": play.tools_s, "verify": ended - verifying}
-        finished = {
-            **row,
-            **verdict,
-            "responses_create_params": params,
-            "response": response,
-            TASK_INDEX: planned.key.task_index,
-            ROLLOUT_INDEX: planned.key.rollout_index,
-            "agent_ref": row.get("agent_ref", AGENT_REF),
-            "gym_bridge": {"stop_reason": str(stop), "truncated": stop.truncated} | _bridge_fields(play, attempt, timings),
-        }
-        return Rollout(key=planned.key, attempt=attempt, row=finished, turns=tuple(play.turns))
+    def _see(self, ended: Ended) -> None:
+        self._one_ended = True
+        for attempt in ended.attempts:
+            self._concurrency.ended(attempt)
 
 
-def plan(tasks: Iterable[Row], *, num_repeats: int) -> Iterator[PlannedRollout]:
-    """`num_repeats` rollouts of every task, in order. A task without `_ng_task_index` is known by its position.
+class _InFlight:
+    """The units that are being played, and those that have ended since somebody asked."""
 
-    A task that comes again gets further rollout indices: no key is planned twice. Raises DataError for an index that is no
-    whole number.
-    """
-    taken: dict[int, int] = {}
-    for position, row in enumerate(tasks):
-        task_index, first = _index(row, TASK_INDEX, position), _index(row, ROLLOUT_INDEX, 0)
-        first = max(first, taken.get(task_index, 0))
-        taken[task_index] = first + num_repeats
-        for repeat in range(num_repeats):
-            yield PlannedRollout(key=RolloutKey(task_index, first + repeat), row=row, group=position)
+    def __init__(self, player: Player):
+        self._player = player
+        self.running: dict[asyncio.Task[list[Ended]], int] = {}
+        self.finished: asyncio.Queue[asyncio.Task[list[Ended]]] = asyncio.Queue()
+        self.num_rollouts = 0
 
+    def start(self, unit: Unit) -> None:
+        """Play a unit."""
+        task = asyncio.create_task(self._player.play(unit))
+        task.add_done_callback(self.finished.put_nowait)
+        self.running[task] = len(unit)
+        self.num_rollouts += len(unit)
 
-def _index(row: Row, name: str, default: int) -> int:
-    value = row.get(name)
-    if value is not None and type(value) is not int:
-        raise DataError(f"{name} of a task is {value!r}; expected a whole number")
-    return default if value is None else value
-
-
-def _take(source: Iterator[PlannedRollout], count: int) -> Iterator[PlannedRollout]:
-    for _ in range(count):
-        try:
-            yield next(source)
-        except StopIteration:
-            return
+    async def next_finished(self) -> asyncio.Task[list[Ended]]:
+        """The next one that ends, which is in flight no more."""
+        task = await self.finished.get()
+        self.num_rollouts -= self.running.pop(task)
+        return task
 
 
-def _response(key: RolloutKey, play: Play, params: Row) -> Row:
-    """A Responses object over all turns, as NeMo Gym's SimpleAgent returns it."""
-    usage = play.usage
-    return {
-        "id": f"resp_{key.task_index}_{key.rollout_index}",
-        "created_at": time.time(),
-        "object": "response",
-        "model": play.model,
-        "status": "incomplete" if play.incomplete_reason else "completed",
-        "incomplete_details": {"reason": play.incomplete_reason} if play.incomplete_reason else None,
-        "output": play.output,
-        "parallel_tool_calls": params.get("parallel_tool_calls") is not False,
-        "tool_choice": params.get("tool_choice") or "auto",
-        "tools": params.get("tools") or [],
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": usage.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": usage.input_tokens + usage.output_tokens,
-        },
-    }
+class _Units:
+    """The planned rollouts as units, of which the next one can be seen before it is taken."""
+
+    def __init__(self, planned: Iterable[PlannedRollout], *, cohorts: bool):
+        self._source: Iterator[Unit] = _by_group(planned) if cohorts else ((one,) for one in planned)
+        self._next: deque[Unit] = deque()
+
+    def take(self, *, room: int, alone: bool) -> Unit | None:
+        """The next unit where it fits into `room`; a cohort larger than that is played once nothing else runs (`alone`)."""
+        if room < 1 and not alone:
+            return None
+        if not self._next:
+            unit = next(self._source, None)
+            if unit is None:
+                return None
+            self._next.append(unit)
+        return self._next.popleft() if alone or len(self._next[0]) <= room else None
 
 
-def _bridge_fields(play: Play, attempt: int, timings_s: dict[str, float]) -> BridgeFields:
-    return BridgeFields(
-        num_turns=play.num_turns,
-        num_tool_calls=play.num_tool_calls,
-        num_tool_errors=play.num_tool_errors,
-        attempt=attempt,
-        policy_versions=[turn.policy_version for turn in play.turns],
-        timings_s={name: round(seconds, 6) for name, seconds in timings_s.items()},
+def _by_group(planned: Iterable[PlannedRollout]) -> Iterator[Unit]:
+    return (tuple(members) for _, members in groupby(planned, key=lambda one: one.group))
+
+
+def _group(members: list[Ended]) -> Group:
+    ordered = sorted(members, key=lambda one: one.planned.key)
+    return Group(
+        task_index=ordered[0].planned.key.task_index,
+        rollouts=tuple(one.attempts[-1] for one in ordered),
+        retried=tuple(attempt for one in ordered for attempt in one.attempts[:-1]),
     )
-
-
-def _failure_row(planned: PlannedRollout, attempt: int, failure: Failure, play: Play, *, elapsed_s: float) -> Row:
-    fields = _bridge_fields(play, attempt, {"total": elapsed_s, "model": play.model_s, "tools": play.tools_s})
-    described = {"type": str(failure.type), "message": failure.message, "status": failure.status}
-    return {
-        **planned.row,
-        "reward": None,
-        TASK_INDEX: planned.key.task_index,
-        ROLLOUT_INDEX: planned.key.rollout_index,
-        ATTEMPT_INDEX: attempt,
-        FAILURE_CLASS: str(failure.type),
-        "agent_ref": planned.row.get("agent_ref", AGENT_REF),
-        "gym_bridge": {"failure": described} | fields,
-    }

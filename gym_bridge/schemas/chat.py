@@ -4,12 +4,14 @@ A Responses list is flat: every reasoning, message, function_call and function_c
 has one assistant message a model call, which holds its reasoning, its text and its tool calls.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
 import orjson
 
 from gym_bridge.errors import DataError
+from gym_bridge.schemas.content import answer_parts, chat_content, text_of
 from gym_bridge.schemas.rollouts import Item
 
 
@@ -36,13 +38,32 @@ class Message(TypedDict):
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[ToolCall]]
     tool_call_id: NotRequired[str]
+    refusal: NotRequired[str | None]
+
+
+class WireMessage(TypedDict):
+    """One message as a chat endpoint takes it: what is more than text stands in parts, arguments are strings."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: str | list[Item]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
+    tool_call_id: NotRequired[str]
 
 
 Arguments = Literal["object", "string"]
 Role = Literal["system", "user", "assistant"]
 
 _ROLES: dict[str, Role] = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
-_TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How messages are written."""
+
+    arguments: Arguments
+    content: Callable[[Any], Any]
+    developer: Literal["developer", "system"] = "system"
 
 
 def chat_messages(items: str | Iterable[Item], *, arguments: Arguments = "object") -> list[Message]:
@@ -55,37 +76,27 @@ def chat_messages(items: str | Iterable[Item], *, arguments: Arguments = "object
     Raises DataError for an item without a chat form, for arguments that are no JSON object where objects are asked for,
     and for a tool output that answers no call.
     """
-    if isinstance(items, str):
-        return [{"role": "user", "content": items}]
-    messages: list[Message] = []
-    call_ids: set[str] = set()
-    call: Message | None = None
-    for item in items:
-        kind = _kind(item)
-        if kind in ("reasoning", "assistant", "function_call"):
-            if call is None or (kind != "function_call" and (call["content"] or "tool_calls" in call)):
-                call = {"role": "assistant", "content": ""}
-                messages.append(call)
-            _extend(call, item, arguments)
-            if kind == "function_call":
-                call_ids.add(item["call_id"])
-            if item.get("generation_token_ids"):
-                call = None
-        else:
-            messages.append(_tool_message(item, call_ids) if kind == "function_call_output" else _text_message(item))
-            call = None
-    return messages
+    return _messages(items, _Form(arguments, text_of))
+
+
+def wire_messages(items: str | Iterable[Item], *, developer: Literal["developer", "system"] = "system") -> list[WireMessage]:
+    """`chat_messages` for a chat endpoint: images, files, audio and refusals are kept as parts, arguments are strings.
+
+    `developer` is the role that a developer's message gets. Raises DataError as `chat_messages` does, and for a part that
+    chat has no form for.
+    """
+    return _messages(items, _Form("string", chat_content, developer))
 
 
 def answer_text(item: Item) -> str | None:
     """The text of an assistant's message item; None for any other item. Raises DataError for a part that is no text."""
-    return _text(item.get("content")) if _kind(item) == "assistant" else None
+    return text_of(item.get("content")) if _kind(item) == "assistant" else None
 
 
 def response_items(message: Message, *, id_suffix: str = "0") -> list[Item]:
     """The Responses items of one chat message; those of an assistant have ids that end in `id_suffix`.
 
-    The inverse of `chat_messages`. Raises DataError for arguments that are no JSON object.
+    The inverse of `chat_messages`, and of `wire_messages` for an assistant. Raises DataError for content that is no text.
     """
     if message["role"] == "tool":
         return [{"type": "function_call_output", "call_id": message.get("tool_call_id"), "output": message["content"]}]
@@ -95,12 +106,10 @@ def response_items(message: Message, *, id_suffix: str = "0") -> list[Item]:
     if reasoning := message.get("reasoning_content"):
         items.append({"type": "reasoning", "id": f"rs_{id_suffix}", "summary": [{"type": "summary_text", "text": reasoning}]})
     calls = message.get("tool_calls") or []
-    text = _text(message.get("content"))
-    if text or not (reasoning or calls):
-        part = {"type": "output_text", "text": text, "annotations": []}
-        items.append(
-            {"type": "message", "id": f"msg_{id_suffix}", "role": "assistant", "status": "completed", "content": [part]},
-        )
+    parts = answer_parts(message.get("content"), message.get("refusal"))
+    if parts or not (reasoning or calls):
+        parts = parts or [{"type": "output_text", "text": "", "annotations": []}]
+        items.append({"type": "message", "id": f"msg_{id_suffix}", "role": "assistant", "status": "completed", "content": parts})
     return items + [_call_item(call, f"fc_{id_suffix}_{number}") for number, call in enumerate(calls)]
 
 
@@ -112,6 +121,29 @@ def chat_tools(tools: Iterable[Item]) -> list[Item]:
 def flat_tools(tools: Iterable[Item]) -> list[Item]:
     """Tools in the flat form of Responses, null fields left out. Raises DataError for a tool that is no function."""
     return [{"type": "function", **_function(tool)} for tool in tools]
+
+
+def _messages(items: str | Iterable[Item], form: _Form) -> list[Any]:
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
+    messages: list[Any] = []
+    call_ids: set[str] = set()
+    call: Any = None
+    for item in items:
+        kind = _kind(item)
+        if kind in ("reasoning", "assistant", "function_call"):
+            if call is None or (kind != "function_call" and (call["content"] or "tool_calls" in call)):
+                call = {"role": "assistant", "content": ""}
+                messages.append(call)
+            _extend(call, item, form)
+            if kind == "function_call":
+                call_ids.add(item["call_id"])
+            if item.get("generation_token_ids"):
+                call = None
+        else:
+            messages.append(_tool_message(item, call_ids) if kind == "function_call_output" else _said_to_it(item, kind, form))
+            call = None
+    return messages
 
 
 def _kind(item: Item) -> str:
@@ -127,28 +159,29 @@ def _kind(item: Item) -> str:
     return _ROLES[role]
 
 
-def _extend(call: Message, item: Item, arguments: Arguments) -> None:
+def _extend(call: Any, item: Item, form: _Form) -> None:
     """Add a reasoning, assistant message or function_call item to the assistant message of its model call."""
     match item.get("type") or "message":
         case "reasoning":
-            if reasoning := _text(item.get("content"), between="\n") or _text(item.get("summary"), between="\n"):
+            if reasoning := text_of(item.get("content"), between="\n") or text_of(item.get("summary"), between="\n"):
                 call["reasoning_content"] = "\n".join(filter(None, (call.get("reasoning_content"), reasoning)))
         case "message":
-            call["content"] = _text(item.get("content"))
+            call["content"] = form.content(item.get("content"))
         case _:
-            function: FunctionCall = {"name": _string(item, "name"), "arguments": _arguments(item, arguments)}
+            function: FunctionCall = {"name": _string(item, "name"), "arguments": _arguments(item, form.arguments)}
             call.setdefault("tool_calls", []).append({"id": item["call_id"], "type": "function", "function": function})
 
 
-def _text_message(item: Item) -> Message:
-    return {"role": _ROLES[item["role"]], "content": _text(item.get("content"))}
+def _said_to_it(item: Item, kind: str, form: _Form) -> Any:
+    role = form.developer if item["role"] == "developer" else kind
+    return {"role": role, "content": form.content(item.get("content"))}
 
 
 def _tool_message(item: Item, call_ids: set[str]) -> Message:
     call_id = _string(item, "call_id")
     if call_id not in call_ids:
         raise DataError(f"tool output {call_id!r} answers no tool call of this rollout")
-    return {"role": "tool", "tool_call_id": call_id, "content": _text(item.get("output"))}
+    return {"role": "tool", "tool_call_id": call_id, "content": text_of(item.get("output"))}
 
 
 def _call_item(call: ToolCall, item_id: str) -> Item:
@@ -170,24 +203,6 @@ def _arguments(item: Item, form: Arguments) -> dict[str, Any] | str:
     if not isinstance(value, dict):
         raise DataError(f"arguments of call {call_id!r} are no JSON object: {text}")
     return value
-
-
-def _text(content: Any, *, between: str = "") -> str:
-    """Text of a content: null, a string or a list of parts."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
-        raise DataError(f"content is of type {type(content).__name__}; expected a string or a list of parts")
-    return between.join(_part_text(part) for part in content)
-
-
-def _part_text(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind in _TEXT_PARTS:
-        return _string(part, "text")
-    if kind == "refusal":
-        return _string(part, "refusal")
-    raise DataError(f"content part of type {kind!r} is no text")
 
 
 def _function(tool: Item) -> Item:

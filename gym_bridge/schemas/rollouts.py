@@ -18,6 +18,11 @@ Item = dict[str, Any]
 """One item of a Responses `input` or `output` list: message, function_call, function_call_output or reasoning."""
 
 
+def agent_ref(name: str) -> dict[str, str]:
+    """How a row names the agent that plays it."""
+    return {"type": "responses_api_agents", "name": name}
+
+
 class RolloutKey(NamedTuple):
     """Identifies a rollout within its file."""
 
@@ -32,13 +37,29 @@ class StopReason(StrEnum):
     """The model answered without calling a tool."""
     MAX_OUTPUT_TOKENS = "max_output_tokens"
     """A turn reached its limit of tokens; the rollout is truncated."""
+    CONTENT_FILTER = "content_filter"
+    """The endpoint cut a turn off for its content; the rollout is truncated."""
     MAX_TURNS = "max_turns"
-    """The rollout reached its limit of turns; it is truncated."""
+    """The rollout reached its limit of model calls; it is truncated."""
+    MAX_TOOL_CALLS = "max_tool_calls"
+    """The next calls would have passed the limit of tool calls; the rollout is truncated."""
+    MAX_TOTAL_TOKENS = "max_total_tokens"
+    """The conversation reached its limit of tokens; it is truncated."""
+    CONTEXT_OVERFLOW = "context_overflow"
+    """The conversation no longer fits the model's context; it is truncated."""
+    REPEATED_TURN = "repeated_turn"
+    """The model did the same, with the same outcome, over and over; the rollout is truncated."""
+    TERMINATED = "terminated"
+    """A step-wise environment said that the task is over."""
+    ENVIRONMENT_TRUNCATED = "environment_truncated"
+    """A step-wise environment cut the task off; the rollout is truncated."""
+    AGENT_ENDED = "agent_ended"
+    """An agent played it and says no more than that it is done."""
 
     @property
     def truncated(self) -> bool:
-        """True when a limit and not the model ended the rollout."""
-        return self is not StopReason.ANSWERED
+        """True when a limit ended the rollout, not the model or the task."""
+        return self not in (StopReason.ANSWERED, StopReason.TERMINATED, StopReason.AGENT_ENDED)
 
 
 class FailureType(StrEnum):
@@ -52,6 +73,10 @@ class FailureType(StrEnum):
     JUDGE = "judge_failed"
     TIMEOUT = "timeout_exceeded"
     CANCELLED = "cancelled"
+    CONTEXT_OVERFLOW = "context_overflow"
+    """The task's own prompt does not fit the model's context."""
+    AGENT = "agent_error"
+    STEP = "step_error"
 
 
 class BridgeFields(TypedDict, total=False):
@@ -62,6 +87,8 @@ class BridgeFields(TypedDict, total=False):
     num_turns: int
     num_tool_calls: int
     num_tool_errors: int
+    num_input_tokens: int
+    num_output_tokens: int
     attempt: int
     policy_versions: list[int]
     timings_s: dict[str, float]
@@ -75,6 +102,8 @@ class Failure:
     type: FailureType
     message: str
     status: int | None = None
+    terminal: bool = False
+    """Another attempt would end in the same way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +117,8 @@ class Rollout:
     turns: tuple[TurnTokens, ...] = ()
     """Token view of every model call, empty when the endpoint reports none."""
     failure: Failure | None = None
+    line: bytes | None = None
+    """The row as its line of the file, where another process has written it already."""
 
     @property
     def reward(self) -> float | None:
@@ -106,6 +137,8 @@ class Group:
 
     task_index: int
     rollouts: tuple[Rollout, ...]
+    retried: tuple[Rollout, ...] = ()
+    """Failed attempts that were tried again, and are no members."""
 
     @property
     def verified(self) -> tuple[Rollout, ...]:

@@ -33,9 +33,18 @@ class Usage:
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    """Of `input_tokens`, those that the endpoint had computed before."""
+    reasoning_tokens: int = 0
+    """Of `output_tokens`."""
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(input_tokens=self.input_tokens + other.input_tokens, output_tokens=self.output_tokens + other.output_tokens)
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,4 +181,8 @@ class Collector(Protocol):
 
     def groups(self, tasks: Iterable[Row], *, group_size: int) -> AsyncIterator[Group]:
         """A group for every task; failed members are in it."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections, in the event loop that played."""
         ...

@@ -24,6 +24,10 @@ class SamplingParams:
     max_tokens: int
     temperature: float = 1.0
     """0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Mass of the likeliest tokens that are drawn from; 1 for all."""
+    top_k: int = 0
+    """How many of the likeliest tokens are drawn from; 0 for all."""
     stop_token_ids: tuple[int, ...] = ()
     """The completion ends with the first of these; it stays in the completion."""
 

@@ -13,7 +13,7 @@ from gym_bridge.io.token_store import TokenStore
 from gym_bridge.schemas.rollouts import ATTEMPT_INDEX, ROLLOUT_INDEX, TASK_INDEX, RolloutKey, Row
 from gym_bridge.schemas.tokens import Segment
 from gym_bridge.tokens.chat_samples import chat_sample
-from gym_bridge.tokens.chatml import ChatMLRenderer
+from gym_bridge.tokens.renderers import Renderer
 from gym_bridge.tokens.trajectory import build_trajectory
 
 MAX_PROBLEMS = 100  # told one by one; all are counted
@@ -53,7 +53,7 @@ class AuditReport(StrictModel):
         return f"{self.kind}, {self.num_rows} rows{tokens}; {self.num_problems or 'no'} problem{'s' * (self.num_problems != 1)}"
 
 
-def audit_file(path: Path, renderer: ChatMLRenderer, *, show: int) -> AuditReport:
+def audit_file(path: Path, renderer: Renderer, *, show: int) -> AuditReport:
     """Check every row of `path`; `show` rows are given back with their trained tokens in brackets.
 
     Raises ConfigError when the file cannot be read or its rows are of no known kind.
@@ -97,7 +97,7 @@ Check = Callable[[Row], tuple[Segment, ...]]
 """Gives the token view of a row, empty where it has none. Raises DataError when the row is wrong."""
 
 
-def _kind_of(row: Row, path: Path, renderer: ChatMLRenderer) -> tuple[str, Check]:
+def _kind_of(row: Row, path: Path, renderer: Renderer) -> tuple[str, Check]:
     if "response" in row and "responses_create_params" in row:
         store = TokenStore(path.with_name(path.stem + ".tokens"))
         return "rollouts", lambda one: _check_rollout(one, store)
@@ -127,7 +127,7 @@ def _check_rollout(row: Row, store: TokenStore) -> tuple[Segment, ...]:
     return build_trajectory(key, turns).segments
 
 
-def _check_chat(row: Row, renderer: ChatMLRenderer) -> tuple[Segment, ...]:
+def _check_chat(row: Row, renderer: Renderer) -> tuple[Segment, ...]:
     """Tool calls and outputs are paired, the template renders, and only what an assistant wrote trains."""
     sample = chat_sample(row, renderer)
     open_calls: set[Any] = set()
@@ -155,7 +155,7 @@ def _check_texts(row: Row, columns: tuple[str, ...]) -> tuple[Segment, ...]:
     return ()
 
 
-def _marked(segment: Segment, renderer: ChatMLRenderer) -> str:
+def _marked(segment: Segment, renderer: Renderer) -> str:
     text, trained = "", False
     for token, trains in zip(segment.token_ids.tolist(), segment.completion_mask.tolist(), strict=True):
         text += ("[" if trains else "]") * (trains != trained) + renderer.tokenizer.decode([token])

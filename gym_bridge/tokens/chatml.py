@@ -21,7 +21,7 @@ TOOLS_HEADER = "\n\n# Tools\n\nYou may call these functions:\n<tools>"
 TOOLS_FOOTER = (
     '\n</tools>\n\nTo call one, write:\n<tool_call>\n{"name": "function name", "arguments": {"argument": "value"}}\n</tool_call>'
 )
-TOOL_CALL = re.compile(r"\n?<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+CALL_OPENS, CALL_CLOSES = re.compile(r"\n?<tool_call>\s*"), "</tool_call>"
 THINKING = re.compile(r"\A<think>\n(.*?)\n</think>\n\n", re.DOTALL)
 
 
@@ -89,10 +89,7 @@ class ChatMLRenderer:
         reasoning = None
         if found := THINKING.match(text):
             reasoning, text = found.group(1), text[found.end() :]
-        calls = [_parse_call(block) for block in TOOL_CALL.finditer(text)]
-        for block, call in zip(list(TOOL_CALL.finditer(text)), calls, strict=True):
-            if call.status is ToolCallParseStatus.OK:
-                text = text.replace(block.group(0), "", 1)
+        text, calls = _without_calls(text)
         return ParsedResponse(content=text, reasoning_content=reasoning, tool_calls=calls)
 
     def get_stop_token_ids(self) -> list[int]:
@@ -132,14 +129,11 @@ class ChatMLRenderer:
         return found
 
 
-def load_renderer(directory: Path) -> ChatMLRenderer:
-    """The renderer for the model in `directory`. Raises ConfigError when its chat template says something else than we render."""
-    tokenizer = Tokenizer(directory)
+def speaks_chatml(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template says what `ChatMLRenderer` renders: ours, or SmolLM2's own, which knows no tools."""
     template = tokenizer.chat_template or ""
     ours = template.strip() == TEMPLATE.read_text(encoding="utf-8").strip()
-    if not ours and (DEFAULT_SYSTEM not in template or "<|im_start|>" not in template or "tool" in template):
-        raise ConfigError(f"{directory}: its chat template is not SmolLM2's ChatML, the only one that gym-bridge renders itself")
-    return ChatMLRenderer(tokenizer)
+    return ours or (DEFAULT_SYSTEM in template and "<|im_start|>" in template and "tool" not in template)
 
 
 def _system_text(text: str, tools: Sequence[dict[str, Any]] | None) -> str:
@@ -171,12 +165,35 @@ def _call_body(call: Any) -> str:
     return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
 
 
-def _parse_call(block: re.Match[str]) -> ParsedToolCall:
-    raw = block.group(0)
+def _without_calls(text: str) -> tuple[str, list[ParsedToolCall]]:
+    """`text` without its well-formed tool calls, and all calls in order."""
+    kept: list[str] = []
+    calls: list[ParsedToolCall] = []
+    position = 0
+    while opening := CALL_OPENS.search(text, position):
+        body, end = _json_at(text, opening.end())
+        closing = text.find(CALL_CLOSES, end)
+        if text[end:closing].strip():  # more than the JSON stands before it
+            body, closing = None, text.find(CALL_CLOSES, opening.end())
+        if closing < 0:
+            break
+        after = closing + len(CALL_CLOSES)
+        calls.append(_parsed_call(body, raw=text[opening.start() : after]))
+        well_formed = calls[-1].status is ToolCallParseStatus.OK
+        kept.append(text[position : opening.start() if well_formed else after])
+        position = after
+    return "".join([*kept, text[position:]]), calls
+
+
+def _json_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value at `start` and where it ends, so that `</tool_call>` in one of its strings ends no call."""
     try:
-        body = json.loads(block.group(1))
-    except ValueError:
-        return ParsedToolCall(raw=raw, status=ToolCallParseStatus.INVALID_JSON)
+        return json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None, start
+
+
+def _parsed_call(body: Any, *, raw: str) -> ParsedToolCall:
     if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not isinstance(body.get("arguments"), dict):
         return ParsedToolCall(raw=raw, status=ToolCallParseStatus.INVALID_JSON)
     return ParsedToolCall(raw=raw, name=body["name"], arguments=body["arguments"])

@@ -25,6 +25,9 @@ class Tokenizer:
         self.name_or_path = str(directory)
         settings_file = directory / "tokenizer_config.json"
         settings = orjson.loads(settings_file.read_bytes()) if settings_file.exists() else {}
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        self.special_tokens = {name: text for name in names if (text := _text_of(settings.get(name))) is not None}
+        """Texts of `bos_token`, `eos_token` and the like, as chat templates name them."""
         self.eos_token_id = self._id_of(settings.get("eos_token"))
         self.unk_token_id = self._id_of(settings.get("unk_token"))
         template_file = directory / "chat_template.jinja"
@@ -46,5 +49,10 @@ class Tokenizer:
         return self._tokenizer.token_to_id(tokens)
 
     def _id_of(self, token: object) -> int | None:
-        text = token.get("content") if isinstance(token, dict) else token
-        return self._tokenizer.token_to_id(text) if isinstance(text, str) else None
+        text = _text_of(token)
+        return self._tokenizer.token_to_id(text) if text is not None else None
+
+
+def _text_of(token: object) -> str | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

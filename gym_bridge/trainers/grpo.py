@@ -13,7 +13,7 @@ import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -112,9 +112,9 @@ class GRPOSource:
         self._position = self._trained = int(state["position"])
 
     def close(self) -> None:
-        """End the collector's thread; rollouts taken so far are on disk."""
-        self._runner.close()
-        self.log.sync()
+        """End the collector and its thread; rollouts taken so far are on disk. Closing again does nothing."""
+        self._runner.close(self.collector.close)
+        self.log.close()
 
     def _next_tasks(self) -> list[Row]:
         count = self.settings.algorithm.tasks_per_step
@@ -139,7 +139,7 @@ class GRPOSource:
         groups: list[Group] = []
         async for group in self.collector.groups(tasks, group_size=self.settings.algorithm.group_size):
             groups.append(group)
-            for rollout in group.rollouts:
+            for rollout in (*group.retried, *group.rollouts):
                 self.log.append(rollout)
         self.log.sync()  # before the update that trains on them
         return sorted(groups, key=lambda one: one.rollouts[0].key)
@@ -200,18 +200,19 @@ class _LoopThread:
             future.cancel()
             raise
 
-    def close(self) -> None:
-        """Cancel what runs and end the thread; closing again does nothing."""
+    def close(self, last: Callable[[], Awaitable[None]]) -> None:
+        """Cancel what runs, do `last` and end the thread; closing again does nothing."""
         if self._loop.is_closed():
             return
 
-        async def cancel_all() -> None:
+        async def end() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await last()
 
-        asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(timeout=30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

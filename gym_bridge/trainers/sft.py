@@ -19,7 +19,7 @@ from gym_bridge.schemas.seams import Loss, TrainedTokens, TrainStep
 from gym_bridge.schemas.settings import SFTSettings
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.tokens.chat_samples import chat_sample
-from gym_bridge.tokens.chatml import ChatMLRenderer
+from gym_bridge.tokens.renderers import Renderer
 
 
 def sft_loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
@@ -27,7 +27,7 @@ def sft_loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
     return Loss(negative_log_likelihood(logprobs, num_tokens=columns.num_tokens))
 
 
-def load_samples(path: Path, renderer: ChatMLRenderer, *, max_length: int) -> tuple[list[TrainingSequence], Counter[str]]:
+def load_samples(path: Path, renderer: Renderer, *, max_length: int) -> tuple[list[TrainingSequence], Counter[str]]:
     """The training sequences of a file of chat rows, and how many rows were dropped and why.
 
     Raises DataError with path and line for a row that cannot be rendered, ConfigError when no row is left.

@@ -57,7 +57,7 @@ class Child:
     def address(self) -> str:
         """The address that `serve` prints."""
         assert self.process.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:\d+", self.process.stdout.readline())
+        found = re.search(r"http://[\w.]+:\d+", self.process.stdout.readline())
         assert found is not None
         return found.group()
 

@@ -26,6 +26,7 @@ def test_collect_plays_every_task_and_prints_the_ledger(child, chat_model, tasks
         "output": str(output),
         "mean_reward": 1.0,
         "ledger": {"requested": 6, "completed": 6, "truncated": 0, "failed": {}, "not_attempted": 0},
+        "stopped": None,
     }
 
 

@@ -31,8 +31,8 @@ def test_help_and_version_exit_with_0(gym_bridge):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["colect"], "unknown verb 'colect'; did you mean 'collect'?"),
-        (["zzz"], "unknown verb 'zzz'; known: audit, collect, eval, quickstart, serve, tasks, train, transform"),
+        (["colect"], "unknown verb 'colect'; did you mean 'collect'"),
+        (["zzz"], "unknown verb 'zzz'; known: audit, collect, doctor, eval, quickstart, reverify, serve, tasks, train, transform"),
         (["train", "stf"], "No such command 'stf'"),
         (["eval", "comparee", "a", "b"], "No such command 'comparee'"),
         (["transform", "a.jsonl", "--too", "sft"], "No such option '--too'"),
@@ -61,7 +61,7 @@ def collect(*more: object) -> list[object]:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--num-repeats", 0], "num_repeats=0: Input should be greater than 0"),
+        (["--num-repeats", 0], "num_repeats='0': a task is repeated once at least"),
         (["--temperature", "inf"], "temperature=inf: Input should be a finite number"),
         (["--temperature", "nan"], "temperature=nan: Input should be a finite number"),
         (["--max-attempts", -1, "--limit", 0], "limit=0: Input should be greater than 0; max_attempts=-1: Input should be greater"),

@@ -122,3 +122,60 @@ def test_what_a_kill_left_half_written_is_passed_over(tmp_path: Path):
     store = TokenStore(tmp_path)
     store.append([((0, 0, 0), [turn(1)])])
     assert store.read((0, 0, 0)) == (turn(1),)
+
+
+def test_a_reader_sees_what_is_written_meanwhile(tmp_path: Path):
+    writer, reader = TokenStore(tmp_path / "R.tokens"), TokenStore(tmp_path / "R.tokens")
+    with pytest.raises(DataError, match="holds no tokens"):
+        reader.read((0, 0, 0))
+    for number in range(30):
+        writer.append([((number, 0, 0), [turn(number)]), ((99, 0, 0), [turn(number, 1)])])
+        assert writer.read((number, 0, 0)) == reader.read((number, 0, 0)) == (turn(number),)
+        assert writer.read((99, 0, 0)) == (turn(number, 1),)
+    assert TokenStore(tmp_path / "R.tokens").read((99, 0, 0)) == (turn(29, 1),)
+
+
+def test_chunks_beyond_a_million_stay_in_order(tmp_path: Path):
+    store = TokenStore(tmp_path)
+    store.append([((0, 0, 0), [turn(1)])])
+    (tmp_path / "chunk-000000.npz").rename(tmp_path / "chunk-999999.npz")
+    for number in (2, 3):
+        again = TokenStore(tmp_path)
+        again.append([((0, 0, 0), [turn(number)])])
+        assert again.read((0, 0, 0)) == (turn(number),)
+    assert [path.name for path in again.chunks()] == ["chunk-999999.npz", "chunk-1000000.npz", "chunk-1000001.npz"]
+
+
+def test_a_discarded_store_is_empty_and_begins_anew(tmp_path: Path):
+    store = TokenStore(tmp_path)
+    store.append([((0, 0, 0), [turn(1)])])
+    assert store.read((0, 0, 0)) == (turn(1),)
+    store.discard()
+    with pytest.raises(DataError, match="holds no tokens"):
+        store.read((0, 0, 0))
+    store.append([((0, 0, 0), [turn(2)])])
+    assert store.read((0, 0, 0)) == (turn(2),)
+    assert [path.name for path in tmp_path.iterdir()] == ["chunk-000000.npz"]
+
+
+def test_a_full_disk_leaves_no_half_chunk_and_the_next_try_succeeds(tiny_disk: Path):
+    store = TokenStore(tiny_disk / "R.tokens")
+    wide = turn(*range(2000), completion=tuple(range(2000)))
+    written = 0
+    with pytest.raises(OSError, match="No space left"):
+        for written in range(100):
+            store.append([((written, 0, 0), [wide])])
+    assert written > 0
+    assert [path.suffix for path in store.directory.iterdir()] == [".npz"] * written
+    store.chunks()[0].unlink()
+    store.append([((written, 0, 0), [wide])])
+    for reader in (store, TokenStore(store.directory)):
+        assert reader.read((written, 0, 0)) == (wide,)
+
+
+def test_writing_many_chunks_and_finding_a_rollout_in_them_is_quick(tmp_path: Path):
+    store = TokenStore(tmp_path)
+    for number in range(300):
+        store.append([((number, index, 0), [turn(number, index)]) for index in range(4)])
+    reader = TokenStore(tmp_path)
+    assert all(reader.read((number, index, 0)) == (turn(number, index),) for number in range(299, -1, -7) for index in range(4))

@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from gym_bridge.errors import PolicyError
+from gym_bridge.errors import ContextOverflowError, PolicyError
 from gym_bridge.policy.loading import load_module
 from gym_bridge.policy.samplers.local import LocalSampler
 from gym_bridge.schemas.tokens import SampleKey, SamplingParams
@@ -42,12 +42,19 @@ def test_a_completion_carries_the_version_that_was_pushed(module):
         assert ask(sampler, [(5,)])[0].policy_version == 7
 
 
-def test_a_prompt_may_fill_the_context_to_the_last_token_and_no_further(module):
+def test_a_completion_ends_with_the_context_and_a_prompt_that_fills_it_is_an_overflow(module):
     with closing(LocalSampler(module)) as sampler:
-        fits, too_long = ask(sampler, [(5,) * 506, (5,) * 507])
+        fits, cut, full = ask(sampler, [(5,) * 506, (5,) * 509, (5,) * 512])
     assert len(fits.ids) == 6
-    assert isinstance(too_long, PolicyError)
-    assert str(too_long) == "a prompt of 507 tokens and 6 to sample exceed the model's 512"
+    assert (len(cut.ids), cut.finish_reason) == (3, "length")
+    assert isinstance(full, ContextOverflowError)
+    assert str(full) == "a prompt of 512 tokens fills the model's context of 512"
+
+
+@pytest.mark.parametrize(("setting", "value"), [("top_p", 0.9), ("top_k", 20)])
+def test_settings_that_cut_the_distribution_are_refused_by_name(module, setting, value):
+    with closing(LocalSampler(module)) as sampler, pytest.raises(PolicyError, match=f"{setting}={value}: the in-process sampler"):
+        asyncio.run(sampler.sample((5,), SamplingParams(max_tokens=1, **{setting: value}), key=SampleKey(0, 0, 0, 0)))
 
 
 def test_an_empty_prompt_is_refused_and_harms_nobody_else(module):

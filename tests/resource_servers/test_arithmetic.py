@@ -16,8 +16,8 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers import arithmetic
 from gym_bridge.resource_servers.arithmetic.answers import extract_answer
 from gym_bridge.resource_servers.arithmetic.app import ArithmeticServer
-from gym_bridge.resource_servers.http import serve
-from gym_bridge.resource_servers.registry import SERVERS
+from gym_bridge.resource_servers.registry import load_server
+from gym_bridge.resource_servers.serving import serve
 
 
 def rows(**arguments: Any) -> list[dict[str, Any]]:
@@ -303,9 +303,9 @@ def test_the_example_tasks_are_tasks_that_the_server_takes():
 
 
 def test_the_registry_knows_the_server_by_name():
-    assert SERVERS.load("arithmetic") is ArithmeticServer
+    assert load_server("arithmetic") is ArithmeticServer
     with pytest.raises(ConfigError, match="did you mean 'arithmetic'"):
-        SERVERS.load("arithmetics")
+        load_server("arithmetics")
 
 
 numbers = st.integers() | st.integers(min_value=10**300) | st.floats(allow_nan=False) | st.text(max_size=9) | st.just("9" * 4300)

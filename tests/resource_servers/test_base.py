@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers.base import ResourceServer, Response, ShuffledRewards, Task, Verdict
-from gym_bridge.resource_servers.http import serve
+from gym_bridge.resource_servers.serving import serve
 from gym_bridge.resource_servers.sessions import SessionMissing
 from gym_bridge.resource_servers.tools import tool
 

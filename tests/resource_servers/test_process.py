@@ -26,7 +26,7 @@ def test_a_server_process_gives_its_address_and_ends_with_the_block(tmp_path: Pa
         assert server.url == "http://127.0.0.1:4711"
         pid, *argv = (tmp_path / "started").read_text().split()
         os.kill(int(pid), 0)
-    assert argv == ["-m", "gym_bridge", "serve", "arithmetic", "--port", "0", "--shuffle-rewards"]
+    assert argv == ["-m", "gym_bridge", "serve", "arithmetic", "--port", "0", "--until-stdin-closes", "--shuffle-rewards"]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 

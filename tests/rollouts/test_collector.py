@@ -4,15 +4,23 @@ import asyncio
 import gc
 import socket
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from gym_bridge.errors import DataError, ServerError
-from gym_bridge.rollouts.collector import PlannedRollout, RolloutCollector, plan
+from gym_bridge.rollouts.attempts import Attempts
+from gym_bridge.rollouts.collector import RolloutCollector
+from gym_bridge.rollouts.concurrency import FixedConcurrency
+from gym_bridge.rollouts.http import HttpClient
+from gym_bridge.rollouts.limits import Limits
+from gym_bridge.rollouts.models.model_http import EndpointError
+from gym_bridge.rollouts.plan import PlannedRollout, plan
+from gym_bridge.rollouts.players import LocalPlayer, Retries
+from gym_bridge.rollouts.sessions.seed_verify import SeedVerify
 from gym_bridge.rollouts.turn_loop import TurnLoop
 from gym_bridge.schemas.rollouts import FailureType, Group, Rollout, RolloutKey, Row
 from gym_bridge.schemas.seams import ModelEndpoint, Turn, TurnRequest
@@ -30,19 +38,42 @@ from tests.rollouts.stage import (
 )
 
 
-def collector_of(endpoint: ModelEndpoint, url: str, **options: Any) -> RolloutCollector:
+def collector_of(
+    endpoint: ModelEndpoint,
+    url: str,
+    *,
+    concurrency: int = 8,
+    max_attempts: int = 3,
+    timeout_s: float = 20.0,
+    **options: Any,
+) -> RolloutCollector:
     """A collector that waits 10 ms before a second attempt."""
-    loop = TurnLoop(endpoint=endpoint, max_turns=4, seed=0, params={})
-    defaults = {"concurrency": 8, "max_attempts": 3, "rollout_timeout_s": 20.0, "backoff_s": 0.01}
-    return RolloutCollector(loop, server_url=url, **{**defaults, **options})
+    http = HttpClient()
+    loop = TurnLoop(endpoint=endpoint, limits=Limits(max_turns=4), seed=0)
+    environment = SeedVerify(url=url, http=http, loop=loop, request_timeout_s=timeout_s)
+    player = LocalPlayer(
+        Attempts(environment=environment, timeout_s=timeout_s),
+        retries=Retries(max_attempts=max_attempts, backoff_s=0.01),
+        closers=[http.close],
+    )
+    return RolloutCollector(player, concurrency=FixedConcurrency(concurrency), **options)
+
+
+@asynccontextmanager
+async def collecting(endpoint: ModelEndpoint, url: str, **options: Any) -> AsyncIterator[RolloutCollector]:
+    """A collector that is closed at the end."""
+    collector = collector_of(endpoint, url, **options)
+    try:
+        yield collector
+    finally:
+        await collector.close()
 
 
 def groups_of(script: Script, tasks: Sequence[Row], *, group_size: int = 1, **options: Any) -> list[Group]:
     """Groups of `tasks` against the counter."""
 
     async def run() -> list[Group]:
-        async with serving_counter() as (url, _):
-            collector = collector_of(ScriptedEndpoint(script), url, **options)
+        async with serving_counter() as (url, _), collecting(ScriptedEndpoint(script), url, **options) as collector:
             return [one async for one in collector.groups(tasks, group_size=group_size)]
 
     return asyncio.run(run())
@@ -52,8 +83,8 @@ def rollouts_of(app: web.Application, planned: Sequence[PlannedRollout], script:
     """Everything that comes out for `planned` against `app`."""
 
     async def run() -> list[Rollout]:
-        async with serving(app) as url:
-            return [one async for one in collector_of(ScriptedEndpoint(script), url, **options).rollouts(planned)]
+        async with serving(app) as url, collecting(ScriptedEndpoint(script), url, **options) as collector:
+            return [one async for one in collector.rollouts(planned)]
 
     return asyncio.run(run())
 
@@ -119,6 +150,9 @@ def test_a_rollout_that_was_tried_again_is_one_member_of_its_group():
 
     (group,) = groups_of(script, [counter_task(expected=3)], group_size=2, concurrency=1, max_attempts=4)
     assert [(one.key.rollout_index, one.attempt, one.reward) for one in group.rollouts] == [(0, 3, 1.0), (1, 0, 1.0)]
+    assert [(one.key.rollout_index, one.attempt, one.reward) for one in group.retried] == [
+        (0, attempt, None) for attempt in range(3)
+    ]
 
 
 def test_a_task_that_comes_twice_gets_further_rollout_indices_and_a_group_of_its_own():
@@ -192,9 +226,9 @@ def test_a_server_that_is_gone_raises_after_all_attempts():
     url = f"http://127.0.0.1:{free_port()}"
 
     async def run() -> None:
-        collector = collector_of(ScriptedEndpoint(in_order(turn(said("x")))), url)
-        async for _ in collector.groups([counter_task()], group_size=2):
-            raise AssertionError("no group can come")
+        async with collecting(ScriptedEndpoint(in_order(turn(said("x")))), url) as collector:
+            async for _ in collector.groups([counter_task()], group_size=2):
+                raise AssertionError("no group can come")
 
     with pytest.raises(ServerError, match="gone") as raised:
         asyncio.run(run())
@@ -204,15 +238,15 @@ def test_a_server_that_is_gone_raises_after_all_attempts():
 @pytest.mark.parametrize("url", ["localhost:9", "http://127.0.0.1:99999999", "nowhere"])
 def test_an_address_that_is_none_raises_as_well(url: str):
     async def run() -> None:
-        collector = collector_of(ScriptedEndpoint(in_order(turn(said("x")))), url, max_attempts=1)
-        async for _ in collector.groups([counter_task()], group_size=1):
-            raise AssertionError("no group can come")
+        async with collecting(ScriptedEndpoint(in_order(turn(said("x")))), url, max_attempts=1) as collector:
+            async for _ in collector.groups([counter_task()], group_size=1):
+                raise AssertionError("no group can come")
 
     with pytest.raises(ServerError, match="gone"):
         asyncio.run(run())
 
 
-class GoneError(ServerError):
+class GoneError(EndpointError):
     """No connection could be made."""
 
     unreachable = True
@@ -228,8 +262,7 @@ def test_a_model_that_is_gone_is_named_and_what_ended_beside_it_comes_out_first(
         return turn(said("3"))
 
     async def run() -> None:
-        async with serving_counter() as (url, _):
-            collector = collector_of(ScriptedEndpoint(script), url, max_attempts=1)
+        async with serving_counter() as (url, _), collecting(ScriptedEndpoint(script), url, max_attempts=1) as collector:
             async for rollout in collector.rollouts(plan([counter_task()] * 4, num_repeats=1)):
                 found.append(rollout.key)
                 await asyncio.sleep(0.6)  # the others end meanwhile, the failing one first
@@ -257,8 +290,8 @@ def test_no_more_rollouts_are_in_flight_than_allowed_and_the_plan_is_read_as_the
     async def run() -> int:
         endpoint = ScriptedEndpoint(script)
         ended = 0
-        async with serving_counter() as (url, _):
-            async for _ in collector_of(endpoint, url, concurrency=concurrency).rollouts(planned()):
+        async with serving_counter() as (url, _), collecting(endpoint, url, concurrency=concurrency) as collector:
+            async for _ in collector.rollouts(planned()):
                 assert taken <= ended + 2 * concurrency
                 ended += 1
         assert ended == 9
@@ -289,8 +322,9 @@ def test_a_row_has_nemo_gyms_keys_and_all_of_the_task_although_verify_drops_them
     ours = row["gym_bridge"]
     assert set(ours) == {
         *("stop_reason", "truncated", "num_turns", "num_tool_calls", "num_tool_errors", "attempt", "policy_versions", "timings_s"),
+        *("num_input_tokens", "num_output_tokens"),
     }
-    assert set(ours["timings_s"]) == {"total", "model", "tools", "verify"}
+    assert set(ours["timings_s"]) == {"total", "seed", "model", "verify"}
 
 
 def test_a_row_without_an_agent_gets_ours():
@@ -332,8 +366,8 @@ def test_leaving_early_cancels_what_runs_and_closes_every_socket():
 
     async def run() -> None:
         endpoint = ScriptedEndpoint(script)
-        async with serving_counter() as (url, _):
-            async with aclosing(collector_of(endpoint, url).groups([counter_task()] * 5, group_size=1)) as groups:
+        async with serving_counter() as (url, _), collecting(endpoint, url) as collector:
+            async with aclosing(collector.groups([counter_task()] * 5, group_size=1)) as groups:
                 async for group in groups:
                     assert group.task_index == 0
                     await asyncio.sleep(0.2)
@@ -355,7 +389,8 @@ def test_cancelling_the_collection_closes_every_socket():
         return turn(called("add", {"count": 1}))
 
     async def collect(endpoint: ScriptedEndpoint, url: str) -> None:
-        async with aclosing(collector_of(endpoint, url).rollouts(plan([counter_task()] * 8, num_repeats=1))) as rollouts:
+        planned = plan([counter_task()] * 8, num_repeats=1)
+        async with collecting(endpoint, url) as collector, aclosing(collector.rollouts(planned)) as rollouts:
             async for _ in rollouts:
                 raise AssertionError("none can end")
 
@@ -374,3 +409,120 @@ def test_cancelling_the_collection_closes_every_socket():
         warnings.simplefilter("error", ResourceWarning)
         assert asyncio.run(run()) == 0
         gc.collect()
+
+
+class Cohorts:
+    """A verifier that answers a task's rollouts only once `size` of them have arrived; `fails` of the first attempts fail first."""
+
+    def __init__(self, size: int, *, fails: int = 0):
+        self.size, self.fails, self.arrived = size, fails, 0
+        self.whole = asyncio.Event()
+
+    def application(self) -> web.Application:
+        async def seed(request: web.Request) -> web.Response:
+            return web.json_response({})
+
+        async def verify(request: web.Request) -> web.Response:
+            if self.fails:
+                self.fails -= 1
+                return web.Response(status=500)
+            self.arrived += 1
+            whole = self.whole
+            if self.arrived == self.size:
+                self.arrived, self.whole = 0, asyncio.Event()
+                whole.set()
+            try:
+                await whole.wait()
+            except asyncio.CancelledError:
+                self.arrived -= 1
+                raise
+            return web.json_response({"reward": 1.0})
+
+        app = web.Application()
+        app.router.add_post("/seed_session", seed)
+        app.router.add_post("/verify", verify)
+        return app
+
+
+def cohort_rollouts(cohorts: Cohorts, *, num_tasks: int, **options: Any) -> list[Rollout]:
+    async def run() -> list[Rollout]:
+        runner = web.AppRunner(cohorts.application(), handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            async with collecting(ScriptedEndpoint(in_order(turn(said("x")))), url, cohorts=True, **options) as collector:
+                planned = plan([counter_task()] * num_tasks, num_repeats=cohorts.size)
+                return [one async for one in collector.rollouts(planned)]
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 9])
+def test_cohorts_never_deadlock_whatever_the_concurrency(concurrency: int):
+    rollouts = cohort_rollouts(Cohorts(4), num_tasks=3, concurrency=concurrency)
+    assert sorted(one.key for one in rollouts) == [(task, index) for task in range(3) for index in range(4)]
+    assert all(one.reward == 1.0 for one in rollouts)
+
+
+def test_a_cohort_whose_member_fails_is_tried_again_whole():
+    rollouts = cohort_rollouts(Cohorts(3, fails=1), num_tasks=1)
+    first, second = rollouts[0::2], rollouts[1::2]
+    assert [(one.key.rollout_index, one.attempt, one.reward) for one in second] == [(index, 1, 1.0) for index in range(3)]
+    assert sorted(str(one.failure.type) for one in first if one.failure) == ["cancelled", "cancelled", "verify_error"]
+
+
+def test_draining_starts_nothing_more_and_keeps_what_is_in_flight():
+    async def run() -> list[RolloutKey]:
+        found: list[RolloutKey] = []
+        endpoint = ScriptedEndpoint(in_order(turn(said("3"))))
+        async with serving_counter() as (url, _), collecting(endpoint, url, concurrency=3) as collector:
+            async for rollout in collector.rollouts(plan([counter_task()] * 50, num_repeats=1)):
+                found.append(rollout.key)
+                collector.drain()
+        return found
+
+    assert sorted(asyncio.run(run())) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_the_preflight_plays_the_first_rollout_alone_and_keeps_it():
+    async def script(request: TurnRequest) -> Turn:
+        started.append((request.key.task_index, len(ended)))
+        await asyncio.sleep(0.01)
+        return turn(said("3"))
+
+    started: list[tuple[int, int]] = []
+    ended: list[RolloutKey] = []
+
+    async def run() -> None:
+        endpoint = ScriptedEndpoint(script)
+        async with serving_counter() as (url, _), collecting(endpoint, url, preflight=True) as collector:
+            async for rollout in collector.rollouts(plan([counter_task()] * 6, num_repeats=1)):
+                ended.append(rollout.key)
+
+    asyncio.run(run())
+    assert started[0] == (0, 0)
+    assert all(num_ended >= 1 for _, num_ended in started[1:])
+    assert sorted(ended) == [(task, 0) for task in range(6)]
+
+
+def test_being_turned_away_before_any_success_stops_with_the_inner_body():
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"detail": "no such environment"}, status=404)
+
+    app = web.Application()
+    app.router.add_post("/seed_session", refuse)
+    with pytest.raises(ServerError, match=r"/seed_session answered 404.*no such environment") as raised:
+        rollouts_of(app, list(plan([counter_task()] * 30, num_repeats=1)), in_order(turn(said("x"))), preflight=True)
+    assert (raised.value.status, raised.value.attempts) == (404, 1)
+
+
+def test_a_task_without_an_input_fails_alone_and_is_not_tried_again():
+    planned = list(plan([{"responses_create_params": {"tools": []}}, counter_task(expected=3)], num_repeats=1))
+    rollouts = rollouts_of(verifier(lambda row, asked: {"reward": 1}), planned, in_order(turn(said("x"))))
+    failed = next(one for one in rollouts if one.failure)
+    assert (failed.key, failed.failure.type, failed.failure.terminal) == ((0, 0), FailureType.INVALID_ROW, True)
+    assert failed.row["reward"] is None
+    assert [one.key for one in rollouts if not one.failure] == [(1, 0)]

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gym_bridge.errors import DataError
-from gym_bridge.schemas.chat import answer_text, chat_messages, chat_tools, flat_tools, response_items
+from gym_bridge.schemas.chat import answer_text, chat_messages, chat_tools, flat_tools, response_items, wire_messages
 
 USER = {"role": "user", "content": "add 1"}
 
@@ -202,3 +202,34 @@ def test_any_items_have_a_chat_or_are_refused(items):
     except DataError:
         return
     assert all(isinstance(message["content"], str) for message in messages)
+
+
+@given(chats())
+def test_on_the_wire_a_chat_of_text_is_the_same_with_arguments_as_strings(messages):
+    items = [item for number, message in enumerate(messages) for item in response_items(message, id_suffix=str(number))]
+    assert wire_messages(items) == chat_messages(items, arguments="string")
+
+
+def test_on_the_wire_parts_stay_parts_and_a_developer_may_stay_one():
+    image = {"type": "input_image", "image_url": "u"}
+    refused = said("I can't") | {"content": [{"type": "refusal", "refusal": "no"}]}
+    items = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": [image]}, refused]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    ]
+    assert wire_messages(items, developer="developer") == messages
+    assert wire_messages(items)[0]["role"] == "system"
+    assert wire_messages("hello") == [{"role": "user", "content": "hello"}]
+
+
+def test_an_image_that_a_tool_gave_has_no_form_on_the_wire():
+    output_with_image = {**output("c"), "output": [{"type": "input_image", "image_url": "u"}]}
+    with pytest.raises(DataError, match="content part of type 'input_image' is no text"):
+        wire_messages([call("c"), output_with_image])
+
+
+def test_a_refusal_of_a_chat_is_a_part_of_its_answer():
+    (item,) = response_items({"role": "assistant", "content": "", "refusal": "no"})
+    assert item["content"] == [{"type": "refusal", "refusal": "no"}]

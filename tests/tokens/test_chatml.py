@@ -6,7 +6,8 @@ from renderers import ToolCallParseStatus
 from transformers import AutoTokenizer
 
 from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.tokens.chatml import ChatMLRenderer, load_renderer
+from gym_bridge.tokens.chatml import ChatMLRenderer
+from gym_bridge.tokens.renderers import load_renderer
 from gym_bridge.tokens.tokenizer import Tokenizer
 
 TOOLS = [
@@ -208,6 +209,24 @@ def test_a_call_that_is_no_json_object_stays_in_the_text(renderer, body):
     assert calls_of(response) == [("add", {"a": 1})]
 
 
+def test_the_end_of_a_call_in_a_string_of_its_arguments_ends_nothing(renderer):
+    body = '<tool_call>\n{"name": "write", "arguments": {"text": "a</tool_call>b<tool_call>"}}\n</tool_call>'
+    response = parsed(renderer, f"x\n{body}\n{body}\ny")
+    assert response.content == "x\ny"
+    assert calls_of(response) == [("write", {"text": "a</tool_call>b<tool_call>"})] * 2
+
+
+def test_a_call_with_more_than_json_before_its_end_stays_in_the_text(renderer):
+    text = '<tool_call>\n{"name": "add", "arguments": {}} and more\n</tool_call>'
+    response = parsed(renderer, text)
+    assert (response.content, [one.status for one in response.tool_calls]) == (text, [ToolCallParseStatus.INVALID_JSON])
+
+
+def test_a_call_nested_deeper_than_json_is_read_stays_in_the_text(renderer):
+    text = '<tool_call>\n{"name": "add", "arguments": {"a": ' + "[" * 5000 + "]" * 5000 + "}}\n</tool_call>"
+    assert parsed(renderer, text).content == text
+
+
 def test_a_call_without_its_end_is_text(renderer):
     text = '<tool_call>\n{"name": "add", "arguments": {}}'
     assert parsed(renderer, text, end=()).content == text
@@ -268,7 +287,7 @@ def test_both_control_tokens_end_an_answer_where_the_model_has_two(renderer, tok
 def test_another_chat_template_is_refused(tokenizer_directory, tmp_path, template):
     shutil.copytree(tokenizer_directory, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").write_text(template)
-    with pytest.raises(ConfigError, match="not SmolLM2's ChatML"):
+    with pytest.raises(ConfigError, match="neither its chat template nor its name tells"):
         load_renderer(tmp_path)
 
 

@@ -54,6 +54,9 @@ class Scripted:
                 self.keys.append(key)
             yield Group(task_index=task["_ng_task_index"], rollouts=tuple(members))
 
+    async def close(self):
+        pass
+
 
 def settings(*, tasks_per_step=2, group_size=3, seed=0, scale="none"):
     return GRPOSettings.model_validate(
@@ -184,6 +187,7 @@ def test_tasks_of_a_step_that_was_never_taken_are_played_again(open_source):
     state = json.loads(json.dumps(source.state_dict()))
     source.next()
     assert source.state_dict() == state == {"position": 2}
+    source.close()
     resumed, later = open_source(spread)
     resumed.load_state_dict(state)
     resumed.next()

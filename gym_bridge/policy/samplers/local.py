@@ -4,12 +4,12 @@ import asyncio
 import queue
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gym_bridge.errors import PolicyError
+from gym_bridge.errors import ContextOverflowError, PolicyError
 from gym_bridge.policy.samplers.generation import Request, generate
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 
@@ -42,15 +42,18 @@ class LocalSampler:
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, *, key: SampleKey) -> Completion:
         """One completion of `prompt_ids`.
 
-        Raises PolicyError when the prompt is empty or leaves no room in the model's context, or when the sampler is closed.
+        It ends with the model's context, if not before. Raises ContextOverflowError when the prompt leaves no room there,
+        PolicyError when it is empty, for `top_p` and `top_k`, and when the sampler is closed.
         """
         if self._closed or not prompt_ids:
             raise PolicyError("the sampler is closed" if self._closed else "the prompt is empty; give one token at least")
+        if params.top_p != 1 or params.top_k:
+            wanted = f"top_p={params.top_p}" if params.top_p != 1 else f"top_k={params.top_k}"
+            raise PolicyError(f"{wanted}: the in-process sampler draws from the whole distribution; leave it out")
         room = self.context_length - len(prompt_ids)
-        if room < params.max_tokens:
-            raise PolicyError(
-                f"a prompt of {len(prompt_ids)} tokens and {params.max_tokens} to sample exceed the model's {self.context_length}"
-            )
+        if room < 1:
+            raise ContextOverflowError(f"a prompt of {len(prompt_ids)} tokens fills the model's context of {self.context_length}")
+        params = replace(params, max_tokens=min(params.max_tokens, room))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Completion] = loop.create_future()
         self._waiting.put(_Waiting(Request(prompt_ids, params, key), loop, future))

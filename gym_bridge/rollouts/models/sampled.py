@@ -2,73 +2,77 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
-from renderers import ToolCallParseStatus
+from renderers import ParsedToolCall, ToolCallParseStatus
 
-from gym_bridge.errors import PolicyError
 from gym_bridge.rollouts.models.conversation import conversation
-from gym_bridge.schemas.chat import Message, chat_tools, response_items
+from gym_bridge.rollouts.models.sampled_params import offers_tools, sampling_params, whole_number, with_extra_body
+from gym_bridge.schemas.chat import FunctionCall, Message, ToolCall, chat_tools, response_items
+from gym_bridge.schemas.rollouts import Item
 from gym_bridge.schemas.seams import Sampler, Turn, TurnRequest, Usage
-from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams, TurnTokens
-from gym_bridge.tokens.chatml import ChatMLRenderer
+from gym_bridge.schemas.tokens import Completion, TurnTokens
+from gym_bridge.tokens.renderers import Renderer
 
 
 class SampledEndpoint:
-    """The model endpoint over a `Sampler`. `max_tokens` bounds a completion; a task's lower `max_output_tokens` counts."""
+    """The model endpoint over a `Sampler`. `max_tokens` bounds a completion; a task's lower `max_output_tokens` counts.
 
-    def __init__(self, sampler: Sampler, renderer: ChatMLRenderer, *, max_tokens: int, model: str):
+    A task's `seed` stands for the run's in the key of its completions. A sampler refuses what it cannot do.
+    """
+
+    def __init__(self, sampler: Sampler, renderer: Renderer, *, max_tokens: int, model: str):
         self.sampler, self.renderer = sampler, renderer
         self.max_tokens, self.model = max_tokens, model
 
     async def turn(self, request: TurnRequest) -> Turn:
-        """One completion of the conversation, as Responses items and as tokens."""
-        prompt_ids, starts_segment = self._prompt(request)
-        completion = await self.sampler.sample(prompt_ids, self._params(request), key=request.key)
+        """One completion of the conversation, as Responses items and as tokens.
+
+        Raises DataError for a parameter or an item that cannot be followed, and what the sampler raises.
+        """
+        wanted = with_extra_body(request.params)
+        params = sampling_params(wanted, max_tokens=self.max_tokens, stop_token_ids=self.renderer.get_stop_token_ids())
+        tools = chat_tools(request.tools) if offers_tools(wanted) else []
+        prompt_ids, starts_segment = self._prompt(request, tools)
+        seed = whole_number(wanted, "seed", least=0)
+        key = request.key if seed is None else request.key._replace(seed=seed)
+        completion = await self.sampler.sample(prompt_ids, params, key=key)
+        tokens = TurnTokens(
+            prompt_ids=tuple(prompt_ids),
+            completion_ids=completion.ids,
+            logprobs=completion.logprobs,
+            policy_version=completion.policy_version,
+            starts_segment=starts_segment,
+        )
+        message = self._message(completion, prompt_ids, tools, request)
         return Turn(
-            items=tuple(response_items(self._message(completion, request.key), id_suffix="_".join(map(str, request.key[1:])))),
+            items=tuple(response_items(message, id_suffix=_suffix(request))),
             usage=Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.ids)),
             incomplete_reason="max_output_tokens" if completion.finish_reason == "length" else None,
-            tokens=TurnTokens(
-                prompt_ids=tuple(prompt_ids),
-                completion_ids=completion.ids,
-                logprobs=completion.logprobs,
-                policy_version=completion.policy_version,
-                starts_segment=starts_segment,
-            ),
+            tokens=tokens,
             model=self.model,
         )
 
     async def close(self) -> None:
         """Nothing to release: the sampler belongs to whoever made it."""
 
-    def _prompt(self, request: TurnRequest) -> tuple[list[int], bool]:
+    def _prompt(self, request: TurnRequest, tools: list[Item]) -> tuple[list[int], bool]:
         """Prompt ids, and whether they start a segment instead of extending the turn before."""
-        tools = chat_tools(request.tools)
-        if request.previous is not None:
+        previous = request.previous
+        if previous is not None:
             # As strings: the model may have called with arguments that are no JSON, and its tokens stand as they are.
-            new = _after_last_answer(conversation(request, arguments="string"))
-            bridged = self.renderer.bridge_to_next_turn(
-                request.previous.prompt_ids, request.previous.completion_ids, new, tools=tools
-            )
-            if bridged is not None:
+            new = _after_last_answer(_with_names(conversation(request, arguments="string")))
+            bridged = self.renderer.bridge_to_next_turn(previous.prompt_ids, previous.completion_ids, new, tools=tools or None)
+            if bridged is not None and _extends(previous, bridged.token_ids):
                 return bridged.token_ids, False
-        return self.renderer.render_ids(conversation(request), tools=tools, add_generation_prompt=True), True
+        ids = self.renderer.render_ids(_with_names(conversation(request)), tools=tools or None, add_generation_prompt=True)
+        return ids, previous is None or not _extends(previous, ids)
 
-    def _params(self, request: TurnRequest) -> SamplingParams:
-        wanted = request.params
-        if wanted.get("top_p") not in (None, 1, 1.0):
-            raise PolicyError(f"top_p={wanted['top_p']}: the in-process sampler draws from the whole distribution; leave top_p out")
-        temperature = wanted.get("temperature")
-        return SamplingParams(
-            max_tokens=min(self.max_tokens, wanted.get("max_output_tokens") or self.max_tokens),
-            temperature=1.0 if temperature is None else float(temperature),
-            stop_token_ids=tuple(self.renderer.get_stop_token_ids()),
-        )
-
-    def _message(self, completion: Completion, key: SampleKey) -> Message:
-        parsed = self.renderer.parse_response(completion.ids)
+    def _message(self, completion: Completion, prompt_ids: list[int], tools: list[Item], request: TurnRequest) -> Message:
+        if request.tools and not tools:  # told to call nothing: whatever it wrote is its answer
+            return {"role": "assistant", "content": self._text(completion)}
+        parsed = self.renderer.parse_response(completion.ids, tools=tools or None, prompt_ids=prompt_ids)
         calls = [call for call in parsed.tool_calls if call.status is ToolCallParseStatus.OK]
         if calls and completion.finish_reason != "stop":  # a turn that was cut off calls nothing: its text stands as it is
             return {"role": "assistant", "content": self.renderer.tokenizer.decode(completion.ids)}
@@ -76,16 +80,42 @@ class SampledEndpoint:
         if parsed.reasoning_content:
             message["reasoning_content"] = parsed.reasoning_content
         if calls:
-            prefix = "_".join(map(str, key[1:]))
-            message["tool_calls"] = [
-                {
-                    "id": f"call_{prefix}_{number}",
-                    "type": "function",
-                    "function": {"name": _writable(call.name or ""), "arguments": _arguments(call.arguments or {})},
-                }
-                for number, call in enumerate(calls)
-            ]
+            message["tool_calls"] = _tool_calls(calls, request)
         return message
+
+    def _text(self, completion: Completion) -> str:
+        ended = completion.ids[-1] in self.renderer.get_stop_token_ids()
+        return self.renderer.tokenizer.decode(completion.ids[:-1] if ended else completion.ids)
+
+
+def _extends(previous: TurnTokens, prompt_ids: Sequence[int]) -> bool:
+    before = previous.all_ids
+    return tuple(prompt_ids[: len(before)]) == before
+
+
+def _suffix(request: TurnRequest) -> str:
+    return "_".join(map(str, request.key[1:]))
+
+
+def _tool_calls(calls: Sequence[ParsedToolCall], request: TurnRequest) -> list[ToolCall]:
+    """The calls under ids that no other call of the rollout has: the model's own where it writes such, as Kimi does."""
+    taken = {item.get("call_id") for item in request.items}
+    made: list[ToolCall] = []
+    for number, call in enumerate(calls):
+        call_id = call.id if call.id and call.id not in taken else f"call_{_suffix(request)}_{number}"
+        taken.add(call_id)
+        function: FunctionCall = {"name": _writable(call.name or ""), "arguments": _arguments(call.arguments or {})}
+        made.append({"id": call_id, "type": "function", "function": function})
+    return made
+
+
+def _with_names(messages: list[Message]) -> list[Message]:
+    """Tool outputs with the name of their tool, which some families write and which chat messages leave out."""
+    names: dict[str | None, str] = {}
+    for message in messages:
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls") or []}
+    named = [{**one, "name": names[one.get("tool_call_id")]} if one["role"] == "tool" else one for one in messages]
+    return cast(list[Message], named)
 
 
 def _after_last_answer(messages: Sequence[Message]) -> Sequence[Message]:

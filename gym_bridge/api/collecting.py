@@ -1,0 +1,150 @@
+"""Tasks played against a target by a policy, into a log that survives."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gym_bridge.api.collectors import open_collector, stop_rules
+from gym_bridge.api.models import model_identity, nemo_gym_policy, open_sampler, public_url
+from gym_bridge.api.requested import RequestedRollouts
+from gym_bridge.api.targets import Target, open_target
+from gym_bridge.errors import ConfigError, ServerError
+from gym_bridge.io.digests import digest_file
+from gym_bridge.io.jsonl import read_jsonl
+from gym_bridge.io.materialized_inputs import check_inputs
+from gym_bridge.io.progress import Progress
+from gym_bridge.io.rollout_log import RolloutLog, sibling
+from gym_bridge.rollouts.rows import AGENT_REF
+from gym_bridge.schemas.rollouts import Ledger
+from gym_bridge.schemas.settings import CollectSettings, RunSettings
+
+if TYPE_CHECKING:
+    from gym_bridge.rollouts.stopping import Stop
+
+LOG_SUFFIXES = ("_failures.jsonl", "_materialized_inputs.jsonl", "_manifest.json")
+NOT_OF_THE_ROLLOUTS = frozenset(
+    {
+        *("input", "output", "overwrite", "adopt", "model", "model_url", "header", "device"),
+        *("concurrency", "workers", "max_attempts", "request_timeout_s", "rollout_timeout_s"),
+        *("time_budget_s", "token_budget", "cost_budget", "input_price", "output_price"),
+        *("max_failure_rate", "max_consecutive_failures"),
+    }
+)
+"""Settings that may change between two runs of one collection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectResult:
+    """What a collection came to."""
+
+    output: Path
+    ledger: Ledger
+    mean_reward: float
+    """Over all rollouts that have a reward, earlier runs of the same command included; NaN where a budget ended it before any."""
+    stopped: str | None = None
+    """The budget that ended it early, None when everything was played."""
+
+
+def collect(settings: CollectSettings, *, quiet: bool = True) -> CollectResult:
+    """Play every task of `settings.input` and log the rollouts; goes on where an earlier run of the same settings stopped.
+
+    Raises ConfigError for wrong settings or files, ServerError when a server is gone, failures do not stop or no rollout got a
+    reward: what was collected stays on disk.
+    """
+    return play(settings, title="collect", quiet=quiet)
+
+
+def play(settings: RunSettings, *, title: str, quiet: bool) -> CollectResult:
+    """What `collect` and `eval` do."""
+    _check_files(settings)
+    tasks = RequestedRollouts(settings)
+    num_requested = sum(1 for _ in tasks.all_keys())
+    adopt = isinstance(settings, CollectSettings) and settings.adopt
+    inputs = sibling(settings.output, "_materialized_inputs.jsonl")
+    if adopt and inputs.exists():
+        check_inputs(inputs, ((one.key, one.row.get("responses_create_params") or {}) for one in tasks.planned()))
+    with RolloutLog(settings.output, identity=_identity(settings), overwrite=settings.overwrite, adopt=adopt) as log:
+        stop = None
+        try:
+            if any(True for _ in tasks.unfinished(log)):
+                progress = Progress(title, total=num_requested, done=log.num_with_reward, quiet=quiet)
+                stop = _play_unfinished(settings, log, progress)
+        except ServerError as error:
+            message = f"{error}; {log.ledger(tasks.all_keys()).describe()}; run the same command to go on"
+            raise ServerError(message.removeprefix(f"{error.url}: "), url=error.url, attempts=error.attempts) from error
+        ledger = log.ledger(tasks.all_keys())
+        log.close(ledger)
+        return _result(settings, log, ledger, stop)
+
+
+def _play_unfinished(settings: RunSettings, log: RolloutLog, progress: Progress) -> "Stop | None":
+    from gym_bridge.rollouts import event_loop
+    from gym_bridge.rollouts.collecting import collect_into
+
+    with ExitStack() as stack:
+        nemo_gym_log = sibling(settings.output, "_nemo_gym.log")
+        target = stack.enter_context(open_target(settings, log=nemo_gym_log, policy=nemo_gym_policy(settings)))
+        tasks = RequestedRollouts(settings, agent=target.default_agent or AGENT_REF["name"])
+        _check_cohorts(settings, target)
+        log.write_inputs(one.row for one in tasks.planned())
+        in_process = target.dialect != "agent" and not settings.model_url
+        sampler = stack.enter_context(open_sampler(settings)) if in_process else None
+        stack.enter_context(progress)
+
+        async def run() -> "Stop | None":
+            collector = open_collector(settings, target, sampler)
+            try:
+                return await collect_into(
+                    log,
+                    collector,
+                    tasks.unfinished(log, cohorts=target.cohorts),
+                    rules=stop_rules(settings),
+                    progress=progress,
+                    time_budget_s=settings.time_budget_s,
+                )
+            finally:
+                await collector.close()
+
+        return event_loop.run(run())
+
+
+def _check_cohorts(settings: RunSettings, target: Target) -> None:
+    if target.cohort_size is not None and settings.cohort is not False and settings.num_repeats != target.cohort_size:
+        raise ConfigError(
+            f"the verifier compares {target.cohort_size} rollouts of a task, and answers none before all have come: "
+            f"pass --num-repeats {target.cohort_size}"
+        )
+
+
+def _result(settings: RunSettings, log: RolloutLog, ledger: Ledger, stop: "Stop | None") -> CollectResult:
+    where = str(settings.server or settings.agent_url or settings.head_url or "NeMo Gym")
+    if stop is not None and stop.failed:
+        raise ServerError(f"stopped: {stop.message}; {ledger.describe()}; run the same command to go on", url=where)
+    if not log.num_with_reward and stop is None:
+        _, last = list(read_jsonl(sibling(settings.output, "_failures.jsonl")))[-1]
+        told = last["gym_bridge"]["failure"]["message"]
+        message = f"no rollout got a reward: {ledger.describe()}; the last one failed with: {told}"
+        raise ServerError(f"{message}; raise --max-attempts to try again", url=where)
+    return CollectResult(
+        output=settings.output, ledger=ledger, mean_reward=log.mean_reward, stopped=stop.message if stop is not None else None
+    )
+
+
+def _check_files(settings: RunSettings) -> None:
+    of_the_log = (settings.output, *(sibling(settings.output, suffix) for suffix in LOG_SUFFIXES))
+    if settings.input.resolve() in (path.resolve() for path in of_the_log):
+        raise ConfigError(f"--input {settings.input} is a file of the log at --output {settings.output}; choose another --output")
+
+
+def _identity(settings: RunSettings) -> dict[str, Any]:
+    values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in NOT_OF_THE_ROLLOUTS}
+    addresses = {
+        name: public_url(values[name]) for name in ("server", "agent_url", "head_url") if values[name] and "://" in values[name]
+    }
+    files = {name: digest_file(path) for name, path in _files(settings).items()}
+    return {"tasks_sha256": digest_file(settings.input), **model_identity(settings), **values, **addresses, **files}
+
+
+def _files(settings: RunSettings) -> dict[str, Path]:
+    return {} if settings.prompt_config is None else {"prompt_config": settings.prompt_config}

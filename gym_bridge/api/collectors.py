@@ -1,0 +1,81 @@
+"""The collector that settings ask for: who plays, how many at once, and when it stops early."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gym_bridge.api.models import http_endpoint, sampled_endpoint
+from gym_bridge.api.targets import Target, environment_of, server_client
+from gym_bridge.errors import ConfigError
+from gym_bridge.rollouts.attempts import Attempts
+from gym_bridge.rollouts.collector import RolloutCollector
+from gym_bridge.rollouts.concurrency import AutoConcurrency, FixedConcurrency
+from gym_bridge.rollouts.http import HttpClient, connections_for
+from gym_bridge.rollouts.limits import Limits
+from gym_bridge.rollouts.models.server_load import ServerLoad
+from gym_bridge.rollouts.players import LocalPlayer, Player, Retries
+from gym_bridge.rollouts.stopping import LEAST_FAILURES, StopRules
+from gym_bridge.rollouts.turn_loop import TurnLoop
+from gym_bridge.rollouts.workers import WorkerPool
+from gym_bridge.schemas.settings import CollectSettings, PlaySettings
+
+if TYPE_CHECKING:
+    from gym_bridge.policy.samplers.local import LocalSampler
+
+MAX_AUTO_CONCURRENCY = 4096
+
+
+def open_collector(settings: PlaySettings, target: Target, sampler: "LocalSampler | None") -> RolloutCollector:
+    """The collector of a run; `sampler` plays where it is given. To be closed in the event loop that collects."""
+    workers, wanted = settings.workers, settings.concurrency
+    if workers > 1 and sampler is not None:
+        raise ConfigError(f"--workers {workers}: a model in this process is played by one; give --model-url")
+    player: Player = (
+        open_player(settings, target, sampler)
+        if workers == 1
+        else WorkerPool(partial(open_player, settings, target), num_workers=workers)
+    )
+    if isinstance(wanted, int):
+        return RolloutCollector(player, concurrency=FixedConcurrency(wanted), cohorts=target.cohorts, preflight=True)
+    load = ServerLoad(settings.model_url, HttpClient())
+    return RolloutCollector(
+        player,
+        concurrency=AutoConcurrency(largest=MAX_AUTO_CONCURRENCY, pressure=load),
+        cohorts=target.cohorts,
+        preflight=True,
+        beside=[load.watch] if settings.model_url else [],
+    )
+
+
+def stop_rules(settings: PlaySettings) -> StopRules:
+    """When the collection that `settings` ask for stops early."""
+    in_flight = settings.concurrency if isinstance(settings.concurrency, int) else 0
+    return StopRules(
+        max_failure_rate=settings.max_failure_rate,
+        max_consecutive_failures=settings.max_consecutive_failures,
+        token_budget=settings.token_budget,
+        cost_budget=settings.cost_budget,
+        input_price=settings.input_price,
+        output_price=settings.output_price,
+        hopeless_after=max(LEAST_FAILURES, 2 * in_flight),
+    )
+
+
+def open_player(settings: PlaySettings, target: Target, sampler: "LocalSampler | None" = None) -> LocalPlayer:
+    """Who plays in one process. Connections belong to the event loop that plays."""
+    http, model_http = server_client(), HttpClient(max_connections=connections_for("model"))
+    loop = None
+    if target.dialect != "agent":
+        endpoint = http_endpoint(settings, model_http) if sampler is None else sampled_endpoint(settings, sampler)
+        limits = Limits(
+            max_turns=settings.max_turns,
+            max_tool_calls=settings.max_tool_calls,
+            max_total_tokens=settings.max_total_tokens,
+            max_repeated_turns=settings.max_repeated_turns,
+        )
+        loop = TurnLoop(endpoint=endpoint, limits=limits, seed=settings.seed)
+    attempts = Attempts(
+        environment=environment_of(target, loop=loop, http=http, limits=settings),
+        timeout_s=settings.rollout_timeout_s,
+        inline_token_ids=isinstance(settings, CollectSettings) and settings.inline_token_ids,
+    )
+    return LocalPlayer(attempts, retries=Retries(max_attempts=settings.max_attempts), closers=[http.close, model_http.close])

@@ -1,0 +1,89 @@
+"""One rollout against a target and a policy, told check by check: what a collection would meet."""
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gym_bridge.api.collectors import open_collector
+from gym_bridge.api.models import nemo_gym_policy, open_sampler
+from gym_bridge.api.requested import task_settings_of, tasks_of
+from gym_bridge.api.targets import Target, open_target
+from gym_bridge.errors import GymBridgeError
+from gym_bridge.rollouts.plan import plan
+from gym_bridge.rollouts.rows import AGENT_REF
+from gym_bridge.schemas.rollouts import FailureType, Rollout, Row
+from gym_bridge.schemas.settings import DoctorSettings
+
+PLAIN_TASK: Row = {"responses_create_params": {"input": [{"role": "user", "content": "Say hello."}]}}
+
+NO_TASK = "; the task was a greeting, pass --input with a task of this server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was tried."""
+
+    name: str
+    ok: bool
+    told: str
+
+
+def doctor(settings: DoctorSettings) -> list[Check]:
+    """Find the target, then play one task there with the policy; the checks end with the first that fails."""
+    checks: list[Check] = []
+    with ExitStack() as stack:
+        try:
+            log = Path(stack.enter_context(TemporaryDirectory())) / "nemo_gym.log"
+            target = stack.enter_context(open_target(settings, log=log, policy=nemo_gym_policy(settings)))
+            checks.append(Check(name="target", ok=True, told=_describe(target)))
+            task = _task(settings)
+            in_process = target.dialect != "agent" and not settings.model_url
+            sampler = stack.enter_context(open_sampler(settings)) if in_process else None
+            agent = target.default_agent or AGENT_REF["name"]
+
+            async def one() -> list[Rollout]:
+                collector = open_collector(settings, target, sampler)
+                try:
+                    planned = plan([task], num_repeats=1, settings=task_settings_of(settings, agent=agent))
+                    return [rollout async for rollout in collector.rollouts(planned)]
+                finally:
+                    await collector.close()
+
+            checks += _told_by(asyncio.run(one())[-1], hint=NO_TASK if task is PLAIN_TASK else "")
+        except GymBridgeError as error:
+            checks.append(Check(name="rollout" if checks else "target", ok=False, told=str(error)))
+    return checks
+
+
+def _task(settings: DoctorSettings) -> Row:
+    """The first task of `--input`, else one that our server makes, else a greeting."""
+    if settings.input is not None:
+        return next(tasks_of(settings.input))
+    if settings.server is not None and "://" not in settings.server and not (settings.head_url or settings.gym_config):
+        from gym_bridge.resource_servers.registry import load_server
+
+        return next(iter(load_server(settings.server).tasks(num_tasks=1, seed=0, split="train")))
+    return PLAIN_TASK
+
+
+def _describe(target: Target) -> str:
+    if target.by_agent:
+        return "agents " + ", ".join(f"{name} at {url}" for name, url in target.by_agent.items())
+    return f"{target.url} speaks {target.dialect}"
+
+
+def _told_by(rollout: Rollout, *, hint: str) -> list[Check]:
+    fields = rollout.row["gym_bridge"]
+    checks = [
+        Check(name=stage, ok=True, told=f"{seconds:.3f} s")
+        for stage, seconds in fields["timings_s"].items()
+        if stage != "total" and not (rollout.failure and stage == fields["failure"]["stage"])
+    ]
+    if rollout.failure is not None:
+        stage = fields["failure"]["stage"]
+        told = f"{rollout.failure.type}: {rollout.failure.message}"
+        return [*checks, Check(name=stage, ok=False, told=told + (hint if rollout.failure.type is FailureType.INVALID_ROW else ""))]
+    played = f"{fields['num_turns']} turns, {fields['num_tool_calls']} tool calls, {fields['stop_reason']}"
+    return [*checks, Check(name="rollout", ok=True, told=f"reward {rollout.reward} after {played}")]

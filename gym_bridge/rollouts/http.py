@@ -1,0 +1,140 @@
+"""HTTP as rollouts need it: one pool of connections for a whole collection, bounded replies, a jar of cookies a rollout."""
+
+import resource
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from gym_bridge.rollouts.cookies import Cookies
+
+KEEPALIVE_S = 4.0  # uvicorn, on which NeMo Gym's servers stand, closes connections that idle for 5 s
+CONNECT_TIMEOUT_S = 30.0
+MAX_REPLY_BYTES = 16 << 20
+MOST_DESCRIPTORS = 65536
+JSON_HEADERS = {"Content-Type": "application/json"}
+
+
+def connections_for(share: Literal["model", "tools"]) -> int:
+    """Connections that the descriptor limit leaves: half of it for model calls, a quarter for tools; the soft limit is raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    descriptors = min(hard, MOST_DESCRIPTORS) if hard != resource.RLIM_INFINITY else MOST_DESCRIPTORS
+    return descriptors // (2 if share == "model" else 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply, whatever its status."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    def short(self) -> str:
+        """The body for a message: a JSON string is unwrapped, a long text is cut."""
+        text = self.body.decode(errors="replace")
+        if text.startswith('"'):  # NeMo Gym answers an error with the JSON string of its repr
+            with suppress(orjson.JSONDecodeError):
+                text = str(orjson.loads(self.body))
+        return text if len(text) <= 500 else text[:500] + " ..."
+
+
+class HttpError(Exception):
+    """No whole reply came."""
+
+    def __init__(self, message: str, *, kind: Literal["unreachable", "timeout", "broken", "too_large"]):
+        self.kind = kind
+        """unreachable: no connection could be made, so that the next request would fail as well."""
+        super().__init__(message)
+
+
+class HttpClient:
+    """A pool of connections, opened with the first request; `close` it in the same event loop."""
+
+    def __init__(self, *, max_connections: int = 0, bearer: str | None = None):
+        """`bearer` is sent with every request that has no Authorization of its own."""
+        self._max_connections = max_connections
+        self._own_headers = {"Authorization": f"Bearer {bearer}"} if bearer else None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(
+        self,
+        url: str,
+        body: bytes,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str] = JSON_HEADERS,
+        cookies: Cookies | None = None,
+    ) -> Reply:
+        """One POST. Raises HttpError where no whole reply comes within `timeout_s`; a status is never an error here."""
+        return await self._request("POST", url, body, timeout_s=timeout_s, headers=headers, cookies=cookies)
+
+    async def get(self, url: str, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Reply:
+        """One GET; as `post`."""
+        return await self._request("GET", url, None, timeout_s=timeout_s, headers=headers, cookies=None)
+
+    async def close(self) -> None:
+        """Release the connections; a later request opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str] | None,
+        cookies: Cookies | None,
+    ) -> Reply:
+        try:
+            address = URL(url)
+        except ValueError as error:
+            raise HttpError(f"{url}: {error}", kind="unreachable") from error
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=KEEPALIVE_S)
+            self._session = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=self._own_headers
+            )
+        if cookies is not None and (said := cookies.header(address)):
+            headers = {**(headers or {}), "Cookie": said}
+        try:
+            async with self._session.request(
+                method,
+                address,
+                data=body,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+                allow_redirects=False,
+            ) as reply:
+                if cookies is not None:
+                    cookies.take(reply)
+                return Reply(reply.status, await _read(reply), reply.headers)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise HttpError(f"no connection within {CONNECT_TIMEOUT_S:g} s", kind="unreachable") from error
+        except TimeoutError as error:
+            raise HttpError(f"no answer within {timeout_s:g} s", kind="timeout") from error
+        except aiohttp.ClientConnectorError as error:
+            told = error.os_error.strerror or type(error.os_error).__name__
+            raise HttpError(f"no connection to {error.host}:{error.port}: {told}", kind="unreachable") from error
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+            raise HttpError(str(error) or type(error).__name__, kind="unreachable") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise HttpError(str(error) or type(error).__name__, kind="broken") from error
+
+
+async def _read(reply: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in reply.content.iter_any():
+        body += chunk
+        if len(body) > MAX_REPLY_BYTES:
+            raise HttpError(f"the reply is longer than {MAX_REPLY_BYTES} bytes", kind="too_large")
+    return bytes(body)

@@ -1,0 +1,97 @@
+"""What a message holds: text, refusals, images, files, audio; in the parts of Responses and in those of chat."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gym_bridge.errors import DataError
+from gym_bridge.schemas.rollouts import Item
+
+TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+
+
+def text_of(content: Any, *, between: str = "") -> str:
+    """Text of a content: null, a string or a list of parts. Raises DataError for a part that is no text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return between.join(_part_text(part) for part in _parts(content))
+
+
+def chat_content(content: Any) -> str | list[Item]:
+    """Content for a chat's message: a string where all of it is text, else parts of chat, every field kept.
+
+    Raises DataError for a part, or a field of one, that chat has no form for.
+    """
+    if content is None or isinstance(content, str) or all(_type(part) in TEXT_PARTS for part in _parts(content)):
+        return text_of(content)
+    return [_chat_part(part) for part in content]
+
+
+def answer_parts(content: Any, refusal: str | None = None) -> list[Item]:
+    """Parts of a Responses answer with the text of a chat's `content`, then what it refuses. Raises DataError as `text_of`."""
+    parts = _parts(content) if isinstance(content, list) else []
+    refused = [_string(part, "refusal") for part in parts if _type(part) == "refusal"]
+    text = text_of([part for part in parts if _type(part) != "refusal"] if parts else content)
+    answer: list[Item] = [{"type": "output_text", "text": text, "annotations": []}] if text else []
+    return answer + [{"type": "refusal", "refusal": said} for said in (*refused, refusal) if said]
+
+
+def _parts(content: Any) -> list[Any]:
+    if not isinstance(content, list):
+        raise DataError(f"content is of type {type(content).__name__}; expected a string or a list of parts")
+    return content
+
+
+def _type(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else type(part).__name__
+
+
+def _part_text(part: Any) -> str:
+    kind = _type(part)
+    if kind in TEXT_PARTS:
+        return _string(part, "text")
+    if kind == "refusal":
+        return _string(part, "refusal")
+    raise DataError(f"content part of type {kind!r} is no text")
+
+
+def _chat_part(part: Any) -> Item:
+    kind = _type(part)
+    if kind in TEXT_PARTS:
+        return {"type": "text", "text": _string(part, "text")}
+    if not isinstance(kind, str) or kind not in _CHAT_PARTS:
+        raise DataError(f"content part of type {kind!r} has no chat form")
+    return _CHAT_PARTS[kind]({name: value for name, value in part.items() if value is not None})
+
+
+def _image(part: Item) -> Item:
+    rest = _rest(part, "image_url", "detail", without=("file_id",))
+    url = {"url": _string(part, "image_url")} | ({"detail": part["detail"]} if "detail" in part else {})
+    return {"type": "image_url", "image_url": url, **rest}
+
+
+def _file(part: Item) -> Item:
+    names = ("file_data", "file_id", "filename")
+    file = {name: part[name] for name in names if name in part}
+    return {"type": "file", "file": file, **_rest(part, *names, without=("file_url", "detail"))}
+
+
+def _rest(part: Item, *taken: str, without: tuple[str, ...]) -> Item:
+    for name in without:
+        if name in part:
+            raise DataError(f"{name!r} of a content part of type {part['type']!r} has no chat form")
+    return {name: value for name, value in part.items() if name not in ("type", *taken)}
+
+
+_CHAT_PARTS: dict[str, Callable[[Item], Item]] = {
+    "input_image": _image,
+    "input_file": _file,
+    "input_audio": dict,
+    "refusal": lambda part: {"type": "refusal", "refusal": _string(part, "refusal")},
+}
+
+
+def _string(part: Item, key: str) -> str:
+    value = part.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{key!r} of a content part of type {part['type']!r} is {value!r}; expected a string")
+    return value

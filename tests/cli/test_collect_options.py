@@ -1,0 +1,119 @@
+"""What `collect` asks of its tasks, how it takes over NeMo Gym's collections, and where token ids go."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gym_bridge.io.inline_tokens import inline_turns
+from gym_bridge.io.token_store import TokenStore
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def adder(chat_model) -> list[object]:
+    """Options of a chat endpoint that adds."""
+    return ["--server", "arithmetic", "--model", "adder", "--model-url", chat_model().url, "--model-api", "chat", "--quiet"]
+
+
+def test_parameters_seeds_and_repeats_by_agent_are_in_the_materialized_inputs(gym_bridge, adder, tasks: Path, tmp_path: Path):
+    given = rows(tasks)[:2]
+    given[0]["agent_ref"] = {"name": "often"}
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in given))
+    output = tmp_path / "r.jsonl"
+    more = ["--num-repeats", "often=3,_default=1", "--seed-per-repeat", "--temperature", "0.5"]
+    more += ["--params", "responses_create_params.top_p=0.9", "--params", "user=me"]
+    ended = gym_bridge("collect", "--input", tasks, "--output", output, *adder, *more)
+    assert ended.code == 0, ended.err
+    inputs = rows(tmp_path / "r_materialized_inputs.jsonl")
+    assert [(row["_ng_task_index"], row["_ng_rollout_index"]) for row in inputs] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert [row["agent_ref"]["name"] for row in inputs] == ["often"] * 3 + ["gym_bridge"]
+    params = [row["responses_create_params"] for row in inputs]
+    assert [(one["temperature"], one["top_p"], one["user"]) for one in params] == [(0.5, 0.9, "me")] * 4
+    assert [json.loads(one["metadata"]["extra_body"]) for one in params] == [{"seed": seed} for seed in (0, 1, 2, 0)]
+
+
+def test_a_prompt_template_fills_tasks_that_come_without_an_input(gym_bridge, adder, tasks: Path, tmp_path: Path):
+    given = rows(tasks)
+    for row in given:
+        row["left"], row["right"] = row["operands"]
+        del row["responses_create_params"]["input"]
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in given))
+    template = tmp_path / "prompt.yaml"
+    template.write_text("system: You add.\nuser: What is {left} + {right}?\n")
+    argv = ["collect", "--input", tasks, "--output", tmp_path / "r.jsonl", *adder, "--prompt-config", template]
+    ended = gym_bridge(*argv)
+    assert ended.code == 0, ended.err
+    for row in rows(tmp_path / "r.jsonl"):
+        left, right = row["operands"]
+        assert row["responses_create_params"]["input"] == [
+            {"role": "system", "content": "You add."},
+            {"role": "user", "content": f"What is {left} + {right}?"},
+        ]
+        assert row["reward"] == 1.0
+    template.write_text("user: Add {left} and {right}.\n")
+    changed = gym_bridge(*argv)
+    assert (changed.code, "prompt_config" in changed.err) == (2, True)
+
+
+def begun_by_nemo_gym(path: Path, *, keep: int) -> list[dict[str, Any]]:
+    """Make of our finished collection what NeMo Gym's own collector leaves when it is killed: its rows, a torn one last."""
+    stored = rows(path)
+    for row in stored:
+        del row["gym_bridge"]
+    lines = [json.dumps(row) + "\n" for row in stored]
+    path.write_text("".join(lines[:keep]) + lines[keep][:50])
+    path.with_name(f"{path.stem}_manifest.json").unlink()
+    return stored[:keep]
+
+
+def test_a_collection_that_nemo_gym_began_is_adopted_and_finished(gym_bridge, adder, tasks: Path, tmp_path: Path, rollout_keys):
+    output = tmp_path / "r.jsonl"
+    argv = ["collect", "--input", tasks, "--output", output, *adder]
+    assert gym_bridge(*argv).code == 0
+    theirs = begun_by_nemo_gym(output, keep=4)
+    refused = gym_bridge(*argv)
+    assert refused.code == 2
+    assert "pass --adopt to take over a collection that NeMo Gym began" in refused.err
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows(tasks))).replace("_ng_task_index", "old_index"))
+    differs = gym_bridge("collect", "--input", other, "--output", output, *adder, "--adopt")
+    assert differs.code == 2
+    assert "r_materialized_inputs.jsonl:" in differs.err
+    assert output.read_bytes().count(b"\n") == 4
+    adopted = gym_bridge(*argv, "--adopt")
+    assert adopted.code == 0, adopted.err
+    assert adopted.out == f"{output}: 6 requested = 6 completed + 0 truncated; mean reward 1.0000\n"
+    assert rollout_keys(output) == [(task, 0) for task in range(6)]
+    assert rows(output)[:4] == theirs
+
+
+def test_token_ids_stand_beside_the_rows_or_in_them(gym_bridge, tasks: Path, tiny_llama: Path, tmp_path: Path):
+    model = ["--server", "arithmetic", "--model", tiny_llama, "--max-output-tokens", 5, "--quiet"]
+    beside, inside = tmp_path / "beside.jsonl", tmp_path / "inside.jsonl"
+    assert gym_bridge("collect", "--input", tasks, "--output", beside, *model).code == 0
+    assert gym_bridge("collect", "--input", tasks, "--output", inside, *model, "--inline-token-ids").code == 0
+    store = TokenStore(tmp_path / "beside.tokens")
+    assert not (tmp_path / "inside.tokens").exists()
+    for row in rows(inside):
+        turns = store.read((row["_ng_task_index"], row["_ng_rollout_index"], 0))
+        assert inline_turns(row) == turns
+        assert len(turns[0].completion_ids) <= 5
+        assert row["response"]["output"][-1]["generation_token_ids"] == list(turns[0].completion_ids)
+    assert all("generation_token_ids" not in item for row in rows(beside) for item in row["response"]["output"])
+
+
+def test_one_target_is_asked_for(gym_bridge, tasks: Path, tmp_path: Path):
+    files = ["--input", tasks, "--output", tmp_path / "r.jsonl"]
+    none = gym_bridge("collect", *files)
+    assert (none.code, none.err) == (2, "gym-bridge: expected one of --server, --agent-url, --head-url and --gym-config\n")
+    two = gym_bridge("collect", *files, "--server", "arithmetic", "--agent-url", "http://a")
+    assert two.err.endswith("and --gym-config, got --agent-url and --server\n")
+    head = gym_bridge("collect", *files, "--head-url", "http://127.0.0.1:9", "--server", "mine")
+    assert (head.code, "127.0.0.1:9" in head.err) == (1, True)
+    workers = gym_bridge("collect", *files, "--server", "arithmetic", "--workers", 2)
+    assert (workers.code, "--workers 2: a model in this process" in workers.err) == (2, True)

@@ -1,0 +1,242 @@
+"""`kill -9` at random moments: the same command goes on, and what is on disk at the end is what an uninterrupted run leaves."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gym_bridge.resource_servers.http import application
+from gym_bridge.resource_servers.tools import tool
+from tests.rollouts.stage import Count, CounterServer
+
+NUM_TASKS, NUM_REPEATS = 200, 2
+KILLS_A_CHAIN = 5
+PATIENCE_S = 60.0
+GONE_WITHIN_S = 3.0
+
+
+class QuickCounter(CounterServer):
+    """A counter that takes no time."""
+
+    @tool
+    async def add(self, session: Count, count: int) -> dict[str, int]:
+        """Count up."""
+        session.value += count
+        return {"value": session.value}
+
+
+class Counted:
+    """A resource server and a chat endpoint in a thread. What the model says depends on what it is asked alone.
+
+    By a checksum of the task and the seed it counts rightly, wrongly, says too much, or finds the prompt too long.
+    """
+
+    def __init__(self):
+        self.num_calls = 0
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> "Counted":
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_S)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        app = application(QuickCounter())
+        app.router.add_post("/v1/chat/completions", self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._loop.run_until_complete(runner.setup())
+        self._loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.num_calls += 1
+        await asyncio.sleep(0.002)
+        last = body["messages"][-1]
+        luck = zlib.crc32(f"{last['content']} {body['seed']}".encode())
+        if last["role"] == "tool":
+            return _said({"content": f"It is {last['content']}."})
+        if luck % 19 == 0:
+            error = {"message": "maximum context length is 9 tokens", "code": "context_length_exceeded"}
+            return web.json_response({"error": error}, status=400)
+        if luck % 5 == 0:
+            return _said({"content": "one, two, thr"}, finish_reason="length")
+        function = {"name": "add", "arguments": json.dumps({"count": 1 + luck % 3})}
+        return _said({"content": None, "tool_calls": [{"id": f"call_{luck}", "type": "function", "function": function}]})
+
+
+def _said(message: dict[str, Any], *, finish_reason: str = "stop") -> web.Response:
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    return web.json_response({"model": "counter", "choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 5}})
+
+
+@pytest.fixture(scope="module")
+def counted() -> Iterator[Counted]:
+    """Both servers."""
+    with Counted() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def counting_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks of the counter."""
+    path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
+    params = [{"input": f"task {number}: count", "tools": QuickCounter.tools()} for number in range(NUM_TASKS)]
+    rows = ({"responses_create_params": one, "start": 1, "expected": 3} for one in params)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(tasks: Path, output: Path, *, server: str, model_url: str, workers: int) -> list[object]:
+    """A collection that writes to `output`."""
+    return [
+        *("collect", "--quiet", "--input", tasks, "--output", output, "--server", server, "--dialect", "seed_verify"),
+        *("--model", "counter", "--model-url", f"{model_url}/v1", "--model-api", "chat", "--concurrency", 16),
+        *("--num-repeats", NUM_REPEATS, "--seed-per-repeat", "--workers", workers),
+    ]
+
+
+def lasting(path: Path) -> dict[tuple[int, int], Any]:
+    """Rows by their rollout, without what differs between two runs; no rollout may come twice."""
+    found: dict[tuple[int, int], Any] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        key = (row["_ng_task_index"], row["_ng_rollout_index"])
+        assert key not in found
+        row.get("response", {}).pop("created_at", None)
+        for name in ("timings_s", "attempt"):
+            del row["gym_bridge"][name]
+        row.pop("_ng_attempt_index", None)
+        found[key] = row
+    return found
+
+
+def failures_of(output: Path) -> dict[tuple[int, int], Any]:
+    """Failed attempts beside `output`."""
+    return lasting(output.with_name(output.stem + "_failures.jsonl"))
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that `pid` has started."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs still; one that nobody has buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
+    """Whether `condition` came true within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def kill_at(moment: random.Random, collect: Any, servers: Counted) -> bool:
+    """Kill a command while it starts or after some calls of the model; False when it had ended before."""
+    wanted = servers.num_calls + (0 if moment.random() < 0.2 else moment.randrange(1, 220))
+    wait_until(lambda: servers.num_calls >= wanted or collect.process.poll() is not None, seconds=PATIENCE_S)
+    time.sleep(moment.uniform(0.0, 0.3 if wanted == servers.num_calls else 0.03))
+    ended = collect.process.poll() is not None
+    children = [] if ended else children_of(collect.process.pid)
+    collect.kill()
+    assert wait_until(lambda: not any(map(is_running, children)), seconds=GONE_WITHIN_S), "processes are left behind"
+    return not ended
+
+
+def killed_and_finished(child: Any, argv: list[object], servers: Counted, *, seed: int, num_kills: int) -> tuple[str, int]:
+    """What the command says at its end, after `num_kills` kills at most, and how many hit it."""
+    moment = random.Random(seed)
+    num_hit = 0
+    for _ in range(num_kills):
+        num_hit += kill_at(moment, child(*argv), servers)
+    ended = child(*argv).ended()
+    assert (ended.code, [line for line in ended.err.splitlines() if "cut a torn last line" not in line]) == (0, [])
+    return ended.out, num_hit
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(counted: Counted, counting_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rollouts of a run that nothing disturbs."""
+    from tests.cli.conftest import Child
+
+    output = tmp_path_factory.mktemp("uninterrupted") / "rollouts.jsonl"
+    ended = Child(*command(counting_tasks, output, server=counted.url, model_url=counted.url, workers=1)).ended()
+    assert ended.code == 0, ended.err
+    return output
+
+
+def test_the_run_that_kills_are_compared_with_has_every_kind_of_outcome(uninterrupted: Path):
+    rows, failures = lasting(uninterrupted), failures_of(uninterrupted)
+    assert rows.keys() | failures.keys() == {(task, index) for task in range(NUM_TASKS) for index in range(NUM_REPEATS)}
+    assert not rows.keys() & failures.keys()
+    assert {row["reward"] for row in rows.values()} == {0.0, 1.0}
+    assert {row["gym_bridge"]["stop_reason"] for row in rows.values()} == {"answered", "max_output_tokens"}
+    assert {row["_ng_failure_class"] for row in failures.values()} == {"context_overflow"}
+    pairs = [(rows[task, 0], rows[task, 1]) for task in range(NUM_TASKS) if {(task, 0), (task, 1)} <= rows.keys()]
+    assert any(one["reward"] != other["reward"] for one, other in pairs)  # the seed of a repeat counts
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_however_often_it_is_killed_the_same_command_ends_with_the_same_rows(
+    workers: int, child, counted: Counted, counting_tasks: Path, uninterrupted: Path, tmp_path: Path, request: pytest.FixtureRequest
+):
+    num_chains = (20 if request.config.getoption("--soak") else 2) if workers == 1 else 1
+    num_kills = KILLS_A_CHAIN if workers == 1 else 2
+    num_hit = 0
+    for chain in range(num_chains):
+        output = tmp_path / str(chain) / "rollouts.jsonl"
+        argv = command(counting_tasks, output, server=counted.url, model_url=counted.url, workers=workers)
+        said, hits = killed_and_finished(child, argv, counted, seed=chain, num_kills=num_kills)
+        num_hit += hits
+        assert lasting(output) == lasting(uninterrupted)
+        assert failures_of(output) == failures_of(uninterrupted)
+        ledger = f"{NUM_TASKS * NUM_REPEATS} requested = "
+        assert said.startswith(f"{output}: {ledger}")
+    assert num_hit > num_chains * num_kills / 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_was_started_for_the_run_ends_when_the_run_is_killed(
+    workers: int, child, chat_model, tasks: Path, tmp_path: Path
+):
+    model = chat_model(free_calls=0)
+    collect = child(
+        *("collect", "--quiet", "--input", tasks, "--output", tmp_path / "r.jsonl", "--server", "arithmetic"),
+        *("--model", "adder", "--model-url", model.url, "--model-api", "chat", "--workers", workers),
+    )
+    model.wait_for_calls(1)
+    children = children_of(collect.process.pid)
+    assert len(children) == (1 if workers == 1 else 3)
+    collect.kill()
+    ended = wait_until(lambda: not any(map(is_running, children)), seconds=GONE_WITHIN_S)
+    for pid in filter(is_running, children):
+        os.kill(pid, signal.SIGKILL)
+    assert ended, "processes are left behind"

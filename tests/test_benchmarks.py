@@ -1,0 +1,46 @@
+"""The benchmarks run, at sizes that say nothing of speed."""
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from benchmarks import collect
+from benchmarks.event_loop_lag import EVERY_S, weighted_percentile
+from benchmarks.processes import null_server
+
+TINY = ["--turns", "1", "--rollouts", "20", "--concurrency", "4", "--in-flight", "20", "--model-delay-s", "0.1"]
+
+
+@pytest.mark.parametrize("part", ["rate", "in-flight", "memory", "workers"])
+def test_a_part_completes_its_rollouts_and_prints_a_table(part: str, capsys: pytest.CaptureFixture[str]):
+    collect.main([part, *TINY, "--memory-rollouts", "1000"])
+    head, _, first, *_ = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(first.split("|")) == len(head.split("|"))
+    if part in ("in-flight", "memory"):
+        assert ("| 20 | 20 |" in first) if part == "in-flight" else first.startswith("| 1000 |")
+
+
+def test_a_part_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        collect.main(["speed"])
+    assert "no part 'speed'" in capsys.readouterr().err
+
+
+def test_a_long_stall_weighs_as_long_as_it_lasts():
+    calm, stall = [0.0] * 98, [EVERY_S * 99]  # 98 calm samples cover 98 intervals, the stall 100
+    assert weighted_percentile(calm + stall, 49) == 0.0
+    assert weighted_percentile(calm + stall, 50) == pytest.approx(0.99)
+
+
+def test_the_null_server_wants_its_session_back():
+    async def talk() -> tuple[int, int, bytes]:
+        with null_server("resources") as server:
+            url = server.said["resources"]
+            async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+                before = (await session.post(f"{url}/verify", data=b'{"a":1}')).status
+                await session.post(f"{url}/seed_session", data=b"{}")
+                after = await session.post(f"{url}/verify", data=b'{"a":1}')
+                return before, after.status, await after.read()
+
+    assert asyncio.run(talk()) == (400, 200, b'{"a":1,"reward":1.0}')
