@@ -9,7 +9,7 @@ from gym_bridge.api import collect
 from gym_bridge.rollouts import http, turn_loop, workers  # noqa: F401  imported late by the verb, and not timed
 from gym_bridge.rollouts.collector import RolloutCollector
 from gym_bridge.rollouts.models import responses  # noqa: F401
-from gym_bridge.schemas.settings import CollectSettings
+from gym_bridge.schemas.play_settings import CollectSettings
 
 if TYPE_CHECKING:
     from benchmarks.client import Run

@@ -80,6 +80,8 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     if not path:  # a rule over several fields names them itself
         return error["msg"].removeprefix("Value error, ")
+    if "password" in error["msg"]:  # what was given must not be shown
+        return f"{path[-1]}: {error['msg'].removeprefix('Value error, ')}"
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"unknown key {dotted!r}{nearest(path[-1], _fields_at(model, path[:-1]))}"

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from gym_bridge.config import Registry, StrictModel, load_config, load_object, validate
 from gym_bridge.errors import ConfigError
-from gym_bridge.schemas.settings import CollectSettings, SFTSettings
+from gym_bridge.schemas.play_settings import CollectSettings
+from gym_bridge.schemas.settings import SFTSettings
 
 NEEDED = ["data.train=rows.jsonl"]
 

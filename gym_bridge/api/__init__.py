@@ -1,7 +1,7 @@
 """Every verb as a function: the only place that wires rooms together.
 
 from gym_bridge import collect, transform, train, evaluate
-from gym_bridge.schemas.settings import CollectSettings
+from gym_bridge.schemas.play_settings import CollectSettings
 """
 
 from gym_bridge.api.collecting import CollectResult, collect

@@ -16,8 +16,8 @@ from gym_bridge.io.materialized_inputs import check_inputs
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.rollout_log import RolloutLog, sibling
 from gym_bridge.rollouts.rows import AGENT_REF
-from gym_bridge.schemas.rollouts import Ledger
-from gym_bridge.schemas.settings import CollectSettings, RunSettings
+from gym_bridge.schemas.play_settings import CollectSettings, RunSettings
+from gym_bridge.schemas.rollouts import FAILURE_CLASS, Ledger
 
 if TYPE_CHECKING:
     from gym_bridge.rollouts.stopping import Stop
@@ -26,7 +26,7 @@ LOG_SUFFIXES = ("_failures.jsonl", "_materialized_inputs.jsonl", "_manifest.json
 NOT_OF_THE_ROLLOUTS = frozenset(
     {
         *("input", "output", "overwrite", "adopt", "model", "model_url", "header", "device"),
-        *("concurrency", "workers", "max_attempts", "request_timeout_s", "rollout_timeout_s"),
+        *("concurrency", "workers", "max_attempts", "patience_s", "request_timeout_s", "rollout_timeout_s"),
         *("time_budget_s", "token_budget", "cost_budget", "input_price", "output_price"),
         *("max_failure_rate", "max_consecutive_failures"),
     }
@@ -62,6 +62,8 @@ def play(settings: RunSettings, *, title: str, quiet: bool) -> CollectResult:
     num_requested = sum(1 for _ in tasks.all_keys())
     adopt = isinstance(settings, CollectSettings) and settings.adopt
     inputs = sibling(settings.output, "_materialized_inputs.jsonl")
+    if adopt and not settings.output.exists():
+        raise ConfigError(f"{settings.output}: there is nothing to adopt; leave out --adopt")
     if adopt and inputs.exists():
         check_inputs(inputs, ((one.key, one.row.get("responses_create_params") or {}) for one in tasks.planned()))
     with RolloutLog(settings.output, identity=_identity(settings), overwrite=settings.overwrite, adopt=adopt) as log:
@@ -75,7 +77,9 @@ def play(settings: RunSettings, *, title: str, quiet: bool) -> CollectResult:
             raise ServerError(message.removeprefix(f"{error.url}: "), url=error.url, attempts=error.attempts) from error
         ledger = log.ledger(tasks.all_keys())
         log.close(ledger)
-        return _result(settings, log, ledger, stop)
+        check_ended(log, ledger, stop, where=str(settings.server or settings.agent_url or settings.head_url or "NeMo Gym"))
+        stopped = stop.message if stop is not None else None
+        return CollectResult(output=settings.output, ledger=ledger, mean_reward=log.mean_reward, stopped=stopped)
 
 
 def _play_unfinished(settings: RunSettings, log: RolloutLog, progress: Progress) -> "Stop | None":
@@ -93,7 +97,7 @@ def _play_unfinished(settings: RunSettings, log: RolloutLog, progress: Progress)
         stack.enter_context(progress)
 
         async def run() -> "Stop | None":
-            collector = open_collector(settings, target, sampler)
+            collector = open_collector(settings, target, sampler, trusted=log.num_with_reward > 0)
             try:
                 return await collect_into(
                     log,
@@ -117,18 +121,18 @@ def _check_cohorts(settings: RunSettings, target: Target) -> None:
         )
 
 
-def _result(settings: RunSettings, log: RolloutLog, ledger: Ledger, stop: "Stop | None") -> CollectResult:
-    where = str(settings.server or settings.agent_url or settings.head_url or "NeMo Gym")
+def check_ended(log: RolloutLog, ledger: Ledger, stop: "Stop | None", *, where: str) -> None:
+    """Raises ServerError for a collection that failures stopped, or that has no reward although nothing stopped it."""
     if stop is not None and stop.failed:
         raise ServerError(f"stopped: {stop.message}; {ledger.describe()}; run the same command to go on", url=where)
     if not log.num_with_reward and stop is None:
-        _, last = list(read_jsonl(sibling(settings.output, "_failures.jsonl")))[-1]
-        told = last["gym_bridge"]["failure"]["message"]
-        message = f"no rollout got a reward: {ledger.describe()}; the last one failed with: {told}"
-        raise ServerError(f"{message}; raise --max-attempts to try again", url=where)
-    return CollectResult(
-        output=settings.output, ledger=ledger, mean_reward=log.mean_reward, stopped=stop.message if stop is not None else None
-    )
+        told, advice = "nothing", ""
+        for _, row in read_jsonl(log.failures) if log.failures.exists() and log.failures.stat().st_size else ():
+            failure = (row.get("gym_bridge") or {}).get("failure") or {}
+            told = failure.get("message") or row.get(FAILURE_CLASS)
+            advice = "" if failure.get("terminal") else "; raise --max-attempts to try again"
+        message = f"no rollout got a reward: {ledger.describe()}; the last one failed with: {told}{advice}"
+        raise ServerError(message, url=where)
 
 
 def _check_files(settings: RunSettings) -> None:
@@ -147,4 +151,6 @@ def _identity(settings: RunSettings) -> dict[str, Any]:
 
 
 def _files(settings: RunSettings) -> dict[str, Path]:
-    return {} if settings.prompt_config is None else {"prompt_config": settings.prompt_config}
+    """The files whose content decides what is played."""
+    named = [settings.prompt_config, *settings.gym_config, Path((settings.server or "").partition(":")[0])]
+    return {f"sha256 of {path.name}": path for path in named if path is not None and path.is_file()}

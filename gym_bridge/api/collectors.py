@@ -16,7 +16,7 @@ from gym_bridge.rollouts.players import LocalPlayer, Player, Retries
 from gym_bridge.rollouts.stopping import LEAST_FAILURES, StopRules
 from gym_bridge.rollouts.turn_loop import TurnLoop
 from gym_bridge.rollouts.workers import WorkerPool
-from gym_bridge.schemas.settings import CollectSettings, PlaySettings
+from gym_bridge.schemas.play_settings import CollectSettings, PlaySettings
 
 if TYPE_CHECKING:
     from gym_bridge.policy.samplers.local import LocalSampler
@@ -24,24 +24,31 @@ if TYPE_CHECKING:
 MAX_AUTO_CONCURRENCY = 4096
 
 
-def open_collector(settings: PlaySettings, target: Target, sampler: "LocalSampler | None") -> RolloutCollector:
-    """The collector of a run; `sampler` plays where it is given. To be closed in the event loop that collects."""
+def open_collector(
+    settings: PlaySettings, target: Target, sampler: "LocalSampler | None", *, trusted: bool = False
+) -> RolloutCollector:
+    """The collector of a run; `sampler` plays where it is given. To be closed in the event loop that collects.
+
+    `trusted` says that rollouts have succeeded before: then nothing that turns one away can be a wrong setting.
+    """
     workers, wanted = settings.workers, settings.concurrency
     if workers > 1 and sampler is not None:
         raise ConfigError(f"--workers {workers}: a model in this process is played by one; give --model-url")
-    player: Player = (
-        open_player(settings, target, sampler)
-        if workers == 1
-        else WorkerPool(partial(open_player, settings, target), num_workers=workers)
-    )
+    player: Player
+    if workers > 1:
+        player = WorkerPool(partial(open_player, settings, target), num_workers=workers, trusted=trusted)
+    else:
+        player = open_player(settings, target, sampler)
+        if trusted:
+            player.trust()
     if isinstance(wanted, int):
-        return RolloutCollector(player, concurrency=FixedConcurrency(wanted), cohorts=target.cohorts, preflight=True)
+        return RolloutCollector(player, concurrency=FixedConcurrency(wanted), cohorts=target.cohorts, preflight=not trusted)
     load = ServerLoad(settings.model_url, HttpClient())
     return RolloutCollector(
         player,
         concurrency=AutoConcurrency(largest=MAX_AUTO_CONCURRENCY, pressure=load),
         cohorts=target.cohorts,
-        preflight=True,
+        preflight=not trusted,
         beside=[load.watch] if settings.model_url else [],
     )
 
@@ -62,7 +69,7 @@ def stop_rules(settings: PlaySettings) -> StopRules:
 
 def open_player(settings: PlaySettings, target: Target, sampler: "LocalSampler | None" = None) -> LocalPlayer:
     """Who plays in one process. Connections belong to the event loop that plays."""
-    http, model_http = server_client(), HttpClient(max_connections=connections_for("model"))
+    http, model_http = server_client(target), HttpClient(max_connections=connections_for("model"))
     loop = None
     if target.dialect != "agent":
         endpoint = http_endpoint(settings, model_http) if sampler is None else sampled_endpoint(settings, sampler)
@@ -78,4 +85,9 @@ def open_player(settings: PlaySettings, target: Target, sampler: "LocalSampler |
         timeout_s=settings.rollout_timeout_s,
         inline_token_ids=isinstance(settings, CollectSettings) and settings.inline_token_ids,
     )
-    return LocalPlayer(attempts, retries=Retries(max_attempts=settings.max_attempts), closers=[http.close, model_http.close])
+    return LocalPlayer(
+        attempts,
+        retries=Retries(max_attempts=settings.max_attempts),
+        patience_s=settings.patience_s,
+        closers=[http.close, model_http.close],
+    )

@@ -13,8 +13,8 @@ from gym_bridge.api.targets import Target, open_target
 from gym_bridge.errors import GymBridgeError
 from gym_bridge.rollouts.plan import plan
 from gym_bridge.rollouts.rows import AGENT_REF
+from gym_bridge.schemas.play_settings import DoctorSettings
 from gym_bridge.schemas.rollouts import FailureType, Rollout, Row
-from gym_bridge.schemas.settings import DoctorSettings
 
 PLAIN_TASK: Row = {"responses_create_params": {"input": [{"role": "user", "content": "Say hello."}]}}
 
@@ -31,14 +31,17 @@ class Check:
 
 
 def doctor(settings: DoctorSettings) -> list[Check]:
-    """Find the target, then play one task there with the policy; the checks end with the first that fails."""
+    """Find the target, then play one task there with the policy; the checks end with the first that fails.
+
+    Raises ConfigError and DataError for a tasks file that cannot be read, and for an unknown server of ours.
+    """
     checks: list[Check] = []
+    task = _task(settings)
     with ExitStack() as stack:
         try:
             log = Path(stack.enter_context(TemporaryDirectory())) / "nemo_gym.log"
             target = stack.enter_context(open_target(settings, log=log, policy=nemo_gym_policy(settings)))
             checks.append(Check(name="target", ok=True, told=_describe(target)))
-            task = _task(settings)
             in_process = target.dialect != "agent" and not settings.model_url
             sampler = stack.enter_context(open_sampler(settings)) if in_process else None
             agent = target.default_agent or AGENT_REF["name"]

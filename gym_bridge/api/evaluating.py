@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gym_bridge.api.collecting import play
+from gym_bridge.errors import ServerError
 from gym_bridge.io.jsonl import read_jsonl, written_aside
 from gym_bridge.io.rollout_log import sibling
+from gym_bridge.schemas.play_settings import EvalSettings
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Row
-from gym_bridge.schemas.settings import EvalSettings
 
 if TYPE_CHECKING:
     from gym_bridge.evaluation.summary import Comparison, EvalSummary
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
 def evaluate(settings: EvalSettings, *, quiet: bool = True) -> "EvalSummary":
     """Play held-out tasks and summarise the rewards; the summary is written beside the rollouts. Raises as `collect` does."""
-    play(settings, title="eval", quiet=quiet)
-    summary = summarize_file(settings.output)
+    result = play(settings, title="eval", quiet=quiet)
+    if not (result.ledger.completed or result.ledger.truncated):
+        raise ServerError(f"no task was played: {result.stopped}; {result.ledger.describe()}", url=str(settings.output))
+    summary = summarize_file(settings.output).model_copy(update={"num_not_played": result.ledger.not_attempted})
     with written_aside(sibling(settings.output, "_summary.json")) as file:
         file.write(summary.model_dump_json(indent=2).encode())
     return summary

@@ -6,9 +6,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gym_bridge.errors import ConfigError, missing_extra
+from gym_bridge.errors import missing_extra
 from gym_bridge.io.digests import digest_weights
-from gym_bridge.schemas.settings import PlaySettings
+from gym_bridge.schemas.play_settings import PlaySettings
 
 if TYPE_CHECKING:
     from gym_bridge.policy.samplers.local import LocalSampler
@@ -38,10 +38,10 @@ def model_directory(name: str) -> Path:
 
 def model_identity(settings: PlaySettings) -> dict[str, Any]:
     """What tells one policy from another in a manifest."""
-    if settings.agent_url or ((settings.head_url or settings.gym_config) and not settings.server):
+    if settings.played_by == "agent":
         return {"model": "the agent's own"}
     if settings.model_url:
-        return {"model": settings.model, "model_url": [public_url(url) for url in settings.model_url]}
+        return {"model": settings.model}
     return {"model_sha256": digest_weights(model_directory(settings.model))}
 
 
@@ -89,7 +89,7 @@ def sampled_endpoint(settings: PlaySettings, sampler: "LocalSampler") -> "ModelE
     from gym_bridge.rollouts.models.sampled import SampledEndpoint
     from gym_bridge.tokens.renderers import load_renderer
 
-    renderer = load_renderer(model_directory(settings.model), name=settings.renderer)
+    renderer = load_renderer(model_directory(settings.model), name=settings.renderer, options=settings.chat_template_kwargs)
     max_tokens = settings.max_output_tokens or DEFAULT_MAX_TOKENS
     return SampledEndpoint(sampler, renderer, max_tokens=max_tokens, model=settings.model)
 
@@ -138,10 +138,5 @@ def _tokens_endpoint(settings: PlaySettings, http: "ModelHttp") -> "ModelEndpoin
 
 
 def _headers(given: Iterable[str]) -> dict[str, str]:
-    headers = {}
-    for line in given:
-        name, colon, value = line.partition(":")
-        if not colon or not name.strip():
-            raise ConfigError("--header: expected 'Name: value'")
-        headers[name.strip()] = value.strip()
-    return headers
+    named = (line.partition(":") for line in given)
+    return {name: value.strip() for name, _, value in named}

@@ -6,15 +6,18 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import orjson
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from gym_bridge.config import load_config
-from gym_bridge.errors import ConfigError
+from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.io.jsonl import read_jsonl
 from gym_bridge.io.rollout_log import RolloutLog
 from gym_bridge.rollouts.plan import PlannedRollout, PromptTemplate, TaskSettings, plan
+from gym_bridge.schemas.play_settings import PlaySettings, PromptSettings, RunSettings
 from gym_bridge.schemas.rollouts import TASK_INDEX, RolloutKey, Row, agent_ref
-from gym_bridge.schemas.settings import PlaySettings, PromptSettings, RunSettings
 
 
 class RequestedRollouts:
@@ -35,7 +38,7 @@ class RequestedRollouts:
 
     def _plan(self, task_settings: TaskSettings | None) -> Iterator[PlannedRollout]:
         rows = tasks_of(self._settings.input, self._settings.limit)
-        if self._settings.agent is not None:  # whose number of repeats may be another one
+        if self._settings.agent is not None:  # the number of repeats may be by agent
             rows = (row if row.get("agent_ref") else {**row, "agent_ref": agent_ref(self._settings.agent)} for row in rows)
         return plan(rows, num_repeats=self._settings.num_repeats, settings=task_settings)
 
@@ -43,7 +46,7 @@ class RequestedRollouts:
         """Those that the log does not hold and that may be tried again; of a cohort all, when one is missing."""
         for _, members in groupby(self.planned(), key=lambda one: one.group if cohorts else one.key):
             cohort = list(members)
-            if any(self._is_open(one, log) for one in cohort):
+            if any(self._is_open(one, log) for one in cohort) and not any(log.is_terminal(one.key) for one in cohort):
                 yield from (replace(one, first_attempt=log.num_failed_attempts(one.key)) for one in cohort)
 
     def _is_open(self, one: PlannedRollout, log: RolloutLog) -> bool:
@@ -52,8 +55,15 @@ class RequestedRollouts:
 
 
 def tasks_of(path: Path, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a tasks file, each with its task index: its own, or its position among the lines that are not blank."""
-    for position, (_, row) in enumerate(islice(read_jsonl(path), limit)):
+    """The rows of a tasks file, each with its task index: its own, or its position among the lines that are not blank.
+
+    Raises DataError for a line that is no JSON object, or one nested too deep to be written again.
+    """
+    for position, (line, row) in enumerate(islice(read_jsonl(path), limit)):
+        try:
+            orjson.dumps(row)
+        except orjson.JSONEncodeError as error:
+            raise DataError(f"the task cannot be written again: {error}", path=path, line=line) from error
         yield {**row, TASK_INDEX: row.get(TASK_INDEX, position)}
 
 
@@ -79,6 +89,10 @@ def _params(given: Iterable[str]) -> dict[str, Any]:
     for line in lines:
         if "=" not in line.lstrip("="):
             raise ConfigError(f"--params {line!r}: expected responses_create_params.KEY=VALUE")
-    found = OmegaConf.to_container(OmegaConf.from_dotlist(lines))
-    assert isinstance(found, dict)
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist(lines), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"--params: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or "responses_create_params" in found:
+        raise ConfigError("--params: expected responses_create_params.KEY=VALUE")
     return {str(name): value for name, value in found.items()}

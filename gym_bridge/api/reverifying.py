@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gym_bridge.api.collecting import check_ended
 from gym_bridge.api.targets import server_client
 from gym_bridge.errors import ConfigError
 from gym_bridge.io.digests import digest_file
 from gym_bridge.io.jsonl import read_jsonl
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.rollout_log import RolloutLog, sibling
+from gym_bridge.rollouts import event_loop
 from gym_bridge.rollouts.attempts import Attempts
 from gym_bridge.rollouts.collecting import collect_into
 from gym_bridge.rollouts.collector import RolloutCollector
@@ -18,9 +20,9 @@ from gym_bridge.rollouts.concurrency import FixedConcurrency
 from gym_bridge.rollouts.plan import PlannedRollout
 from gym_bridge.rollouts.players import LocalPlayer, Retries
 from gym_bridge.rollouts.reverifying import Reverification, check_stateless, stored_rollouts
-from gym_bridge.rollouts.stopping import StopRules
+from gym_bridge.rollouts.stopping import Stop, StopRules
+from gym_bridge.schemas.play_settings import ReverifySettings
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Ledger, RolloutKey
-from gym_bridge.schemas.settings import ReverifySettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +53,16 @@ def reverify(settings: ReverifySettings, *, quiet: bool = True) -> ReverifyResul
     identity = {"rollouts_sha256": digest_file(settings.input), "server": settings.server, "only": settings.only}
     with RolloutLog(settings.output, identity=identity, overwrite=settings.overwrite) as log:
         keys = [one.key for one in _stored(settings)]
-        todo = (one for one in _stored(settings) if not log.is_done(one.key) and not log.is_terminal(one.key))
+        todo = (
+            replace(one, first_attempt=log.num_failed_attempts(one.key))
+            for one in _stored(settings)
+            if not log.is_done(one.key) and not log.is_terminal(one.key)
+        )
         with Progress("reverify", total=len(keys), done=log.num_with_reward, quiet=quiet) as progress:
-            asyncio.run(_verify(settings, log, todo, progress))
+            stop = event_loop.run(_verify(settings, log, todo, progress))
         ledger = log.ledger(keys)
         log.close(ledger)
+        check_ended(log, ledger, stop, where=settings.server)
     return _difference(settings, ledger)
 
 
@@ -67,14 +74,14 @@ async def _check(server: str) -> None:
         await http.close()
 
 
-async def _verify(settings: ReverifySettings, log: RolloutLog, todo: Iterator[PlannedRollout], progress: Progress) -> None:
+async def _verify(settings: ReverifySettings, log: RolloutLog, todo: Iterator[PlannedRollout], progress: Progress) -> Stop | None:
     http = server_client()
     environment = Reverification(url=settings.server, http=http, request_timeout_s=settings.request_timeout_s)
     attempts = Attempts(environment=environment, timeout_s=settings.request_timeout_s)
     player = LocalPlayer(attempts, retries=Retries(max_attempts=settings.max_attempts), closers=[http.close])
     collector = RolloutCollector(player, concurrency=FixedConcurrency(settings.concurrency))
     try:
-        await collect_into(log, collector, todo, rules=StopRules(), progress=progress)
+        return await collect_into(log, collector, todo, rules=StopRules(), progress=progress)
     finally:
         await collector.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gym_bridge.errors import ConfigError, nearest
-from gym_bridge.schemas.settings import LimitSettings, TargetSettings
+from gym_bridge.schemas.play_settings import LimitSettings, TargetSettings
 
 if TYPE_CHECKING:
     from gym_bridge.rollouts.http import HttpClient
@@ -57,11 +57,14 @@ def open_target(settings: TargetSettings, *, log: Path, policy: Sequence[str] = 
         yield target
 
 
-def server_client() -> "HttpClient":
-    """Connections to resource servers and agents; the token of ours that ask for one comes from the environment."""
+def server_client(target: Target | None = None) -> "HttpClient":
+    """Connections to a resource server, with the token of one of ours from the environment; agents are sent none."""
     from gym_bridge.rollouts.http import HttpClient, connections_for
 
-    return HttpClient(max_connections=connections_for("tools"), bearer=os.environ.get("GYM_BRIDGE_SERVER_TOKEN"))
+    to_agents = target is not None and target.dialect == "agent"
+    return HttpClient(
+        max_connections=connections_for("tools"), bearer=None if to_agents else os.environ.get("GYM_BRIDGE_SERVER_TOKEN")
+    )
 
 
 def environment_of(target: Target, *, loop: "TurnLoop | None", http: "HttpClient", limits: LimitSettings) -> "Environment":
@@ -123,6 +126,7 @@ def _resources_server(settings: TargetSettings, name: str, head: "HeadConfig") -
 
 def _now(ask: "Callable[[HttpClient], Awaitable[T]]") -> T:
     """What `ask` answers, in an event loop of its own."""
+
     async def run() -> T:
         http = server_client()
         try:

@@ -12,7 +12,8 @@ from gym_bridge.io.metrics import JsonlMetrics
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.rollout_log import RolloutLog
 from gym_bridge.io.run_directory import RunDirectory
-from gym_bridge.schemas.settings import GRPOSettings, LimitSettings, SFTSettings, TargetSettings
+from gym_bridge.schemas.play_settings import LimitSettings, TargetSettings
+from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
 
 if TYPE_CHECKING:
     from gym_bridge.api.targets import Target

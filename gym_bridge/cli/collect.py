@@ -1,5 +1,6 @@
 """`gym-bridge collect`."""
 
+import math
 from typing import Any
 
 import click
@@ -8,7 +9,7 @@ from gym_bridge import api
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import validate
-from gym_bridge.schemas.settings import CollectSettings
+from gym_bridge.schemas.play_settings import CollectSettings
 
 
 @click.command(
@@ -29,6 +30,7 @@ def command(quiet: bool, as_json: bool, **options: Any) -> None:
             }
         )
         return
-    click.echo(f"{result.output}: {result.ledger.describe()}; mean reward {result.mean_reward:.4f}")
+    reward = "no reward yet" if math.isnan(result.mean_reward) else f"mean reward {result.mean_reward:.4f}"
+    click.echo(f"{result.output}: {result.ledger.describe()}; {reward}")
     if result.stopped is not None:
-        click.echo(f"stopped early: {result.stopped}; the same command with a larger budget goes on")
+        click.echo(f"stopped early: {result.stopped}; the same command goes on with a new budget")

@@ -8,7 +8,7 @@ import click
 from gym_bridge import api
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.config import validate
-from gym_bridge.schemas.settings import EvalSettings
+from gym_bridge.schemas.play_settings import EvalSettings
 
 
 class RunByDefault(click.Group):

@@ -61,7 +61,7 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command line and exit: 0 done, 2 the user's mistake, 1 a server's or our own fault, 130 Ctrl-C."""
+    """Run one command line and exit: 0 done, 2 the user's mistake, 1 a server's or our own fault, 130 Ctrl-C, 143 SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -1,7 +1,7 @@
 """Click options out of a settings model: one source for names, defaults and help."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -12,12 +12,13 @@ from pydantic.fields import FieldInfo
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def settings_options(model: type[BaseModel]) -> Callable[[Command], Command]:
-    """A decorator that gives a command one option a field of `model`; values that were not given stay out."""
+def settings_options(model: type[BaseModel], *, without: Container[str] = ()) -> Callable[[Command], Command]:
+    """A decorator that gives a command one option a field of `model`, but for some; values that were not given stay out."""
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(model.model_fields.items()):
-            command = _option(name, field)(command)
+            if name not in without:
+                command = _option(name, field)(command)
         return command
 
     return decorate

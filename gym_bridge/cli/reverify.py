@@ -8,7 +8,7 @@ import click
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import validate
-from gym_bridge.schemas.settings import ReverifySettings
+from gym_bridge.schemas.play_settings import ReverifySettings
 
 
 @click.command(

@@ -39,6 +39,8 @@ class EvalSummary(StrictModel):
     """Rollouts with a reward that a limit ended; they count with the reward they got."""
     pass_at_k: dict[int, float]
     """Mean over tasks of pass@k, for k = 1, 2, 4, ... up to the fewest attempts of any task; solved is a reward of 1.0 or more."""
+    num_not_played: int = 0
+    """Rollouts that were asked for and not played, because a budget ended; in no mean."""
 
     def to_text(self) -> str:
         """Aligned lines for a terminal."""
@@ -205,6 +207,8 @@ def _described(summary: EvalSummary) -> dict[str, str]:
         "rollouts": f"{summary.num_rollouts} with a reward, of which {summary.num_truncated} truncated",
         "failed": f"{summary.num_failed}, in no mean",
     }
+    if summary.num_not_played:
+        lines["not played"] = f"{summary.num_not_played}, in no mean: a budget ended"
     return lines | {f"pass@{k}": f"{value:.3f}" for k, value in summary.pass_at_k.items()}
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gym_bridge.config import StrictModel, validate
 from gym_bridge.errors import ConfigError, nearest
-from gym_bridge.resource_servers.tools import tools_of
+from gym_bridge.resource_servers.tools import Tool, tools_of
 from gym_bridge.schemas.rollouts import Item, Row
 
 Split = Literal["train", "heldout"]
@@ -36,6 +36,14 @@ class Response(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     output: list[Item]
+    usage: Any = None
+    """Foreign: a dict of counts where the model's endpoint reports them."""
+
+    @property
+    def num_output_tokens(self) -> int | None:
+        """Tokens that the model wrote in the whole rollout; None where that is not reported."""
+        count = self.usage.get("output_tokens") if isinstance(self.usage, dict) else None
+        return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
 
     @property
     def final_text(self) -> str:
@@ -157,6 +165,10 @@ class ResourceServer(TaskServer[TaskT], Generic[TaskT, StateT]):
     def tools(cls) -> list[Item]:
         """The tools in the flat Responses form, as task rows carry them."""
         return [one.schema for one in tools_of(cls).values()]
+
+    def tool_table(self) -> dict[str, Tool]:
+        """The tools by name; of each there is a method, or an attribute that can be called like one."""
+        return tools_of(type(self))
 
     @abstractmethod
     async def seed(self, task: TaskT) -> StateT:

@@ -32,7 +32,7 @@ from gym_bridge.resource_servers.aggregate import AggregateRequest, aggregate
 from gym_bridge.resource_servers.base import ResourceServer, Response, StepwiseServer, TaskServer, VerificationFailed
 from gym_bridge.resource_servers.openapi import document
 from gym_bridge.resource_servers.sessions import SessionMissing, Sessions
-from gym_bridge.resource_servers.tools import Tool, tools_of
+from gym_bridge.resource_servers.tools import Tool
 from gym_bridge.schemas.rollouts import FAILURE_CLASS, FailureType
 
 MAX_BODY_BYTES = 8 * 2**20
@@ -155,7 +155,7 @@ class ToolEndpoints(Endpoints):
         router.add_post("/seed_session", self.seed_session)
         router.add_post("/verify", self.verify)
         router.add_post("/aggregate_metrics", self.aggregate_metrics)
-        for one in tools_of(type(self._server)).values():
+        for one in self._server.tool_table().values():
             router.add_post(f"/{one.name}", self.tool(one))
 
     async def reverify_mode(self, request: web.Request) -> web.Response:

@@ -5,7 +5,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from gym_bridge.resource_servers.base import ResourceServer, TaskServer
-from gym_bridge.resource_servers.tools import tools_of
 from gym_bridge.version import __version__
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
@@ -54,7 +53,7 @@ def document(server: TaskServer) -> dict[str, Any]:
         paths["/reverify_mode"] = {"get": _route("Whether /verify may be asked again later", gives={"type": "string"})}
         paths["/seed_session"] = _post("Open a session", takes=task, gives=ANY_OBJECT)
         paths["/verify"] = _post("The reward of a rollout", takes=_with_response(task), gives=REWARDED, more=NO_SESSION)
-        for tool in tools_of(type(server)).values():
+        for tool in server.tool_table().values():
             takes = _schema(tool.arguments, components)
             paths[f"/{tool.name}"] = _post(tool.description, takes=takes, gives={}, more=NO_SESSION)
     else:

@@ -22,10 +22,10 @@ CALLED_OFF = Failure(type=FailureType.CANCELLED, message="another rollout of its
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempted:
-    """How an attempt ended, and the error that would end all others as well, where it was one."""
+    """How an attempt ended, and the error that ended it."""
 
     rollout: Rollout
-    block: RolloutError | None = None
+    error: RolloutError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,8 @@ class Attempts:
         """One attempt at every member, in order. When one fails, the others are called off: their siblings will not come."""
         if len(unit) == 1:
             return [await self.one(unit[0], attempt)]
-        playing = [asyncio.create_task(self.one(planned, attempt)) for planned in unit]
+        plays = [Play(attempt=attempt) for _ in unit]
+        playing = [asyncio.create_task(self.one(planned, attempt, play)) for planned, play in zip(unit, plays, strict=True)]
         try:
             for task in asyncio.as_completed(playing):
                 if (await task).rollout.failure is not None:
@@ -55,17 +56,18 @@ class Attempts:
         if all(one is not None and one.rollout.failure is None for one in outcomes):
             return [one for one in outcomes if one is not None]
         return [
-            one if one is not None and one.rollout.failure is not None else Attempted(rollout=failed(planned, attempt, CALLED_OFF))
-            for planned, one in zip(unit, outcomes, strict=True)
+            one
+            if one is not None and one.rollout.failure is not None
+            else Attempted(rollout=failed(planned, attempt, CALLED_OFF, play=play))
+            for planned, play, one in zip(unit, plays, outcomes, strict=True)
         ]
 
-    async def one(self, planned: PlannedRollout, attempt: int) -> Attempted:
-        """One attempt in a fresh session."""
+    async def one(self, planned: PlannedRollout, attempt: int, play: Play | None = None) -> Attempted:
+        """One attempt in a fresh session; `play` is filled on the way."""
         if planned.problem is not None:
             failure = Failure(type=FailureType.INVALID_ROW, message=planned.problem, terminal=True)
             return Attempted(rollout=failed(planned, attempt, failure))
-        play = Play(attempt=attempt)
-        block = None
+        play, error = play or Play(attempt=attempt), None
         started = time.monotonic()
         self.watchdog.enter(play)
         try:
@@ -76,16 +78,16 @@ class Attempts:
             if self.inline_token_ids and turns:
                 row, turns = with_inline_tokens(row, turns, play.last_items), ()
             return Attempted(rollout=Rollout(key=planned.key, attempt=attempt, row=row, line=_line_of(row), turns=turns))
-        except RolloutError as error:
-            failure, block = error.failure, error if error.blocks else None
+        except RolloutError as raised:
+            failure, error = raised.failure, raised
         except TimeoutError:
             failure = Failure(type=FailureType.TIMEOUT, message=f"not finished after {self.timeout_s:g} s")
-        except Exception as error:  # the door of one rollout: a row that we cannot play must not end the collection
-            failure = Failure(type=FailureType.INVALID_ROW, message=f"{type(error).__name__}: {error}", terminal=True)
+        except Exception as broken:  # the door of one rollout: a row that we cannot play must not end the collection
+            failure = Failure(type=FailureType.INVALID_ROW, message=f"{type(broken).__name__}: {broken}", terminal=True)
         finally:
             self.watchdog.leave(play)
         rollout = failed(planned, attempt, failure, play=play, elapsed_s=time.monotonic() - started)
-        return Attempted(rollout=rollout, block=block)
+        return Attempted(rollout=rollout, error=error)
 
 
 def _line_of(row: Row) -> bytes:

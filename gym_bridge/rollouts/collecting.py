@@ -29,12 +29,11 @@ async def collect_into(
     try:
         async with budget, aclosing(collector.rollouts(planned)) as attempts:
             async for rollout in attempts:
-                if log.outcomes.is_written(rollout.key):
-                    continue  # played again for the sake of its cohort
-                log.append(rollout)
+                stop = watch.see(rollout) or stop
+                if not log.outcomes.is_written(rollout.key):  # else it was played again for the sake of its cohort
+                    log.append(rollout)
                 if syncing.done():
                     syncing.result()  # a full disk, which ends the collection
-                stop = watch.see(rollout) or stop
                 numbers = {"reward": log.mean_reward, "failed attempts": watch.num_failed}
                 progress.advance(numbers, count=rollout.failure is None)
                 if stop is not None and stop.failed:

@@ -10,7 +10,7 @@ from typing import Any
 from gym_bridge.rollouts.attempts import Unit
 from gym_bridge.rollouts.concurrency import Concurrency
 from gym_bridge.rollouts.plan import PlannedRollout, plan
-from gym_bridge.rollouts.players import Ended, Player
+from gym_bridge.rollouts.players import MAX_REFUSALS, Ended, Player
 from gym_bridge.schemas.rollouts import Group, Rollout, Row
 
 STARTS_AT_ONCE = 16
@@ -21,8 +21,8 @@ class RolloutCollector:
     """The collector over a player: which rollouts are in flight, and in what order they come out.
 
     `cohorts` starts, fails and retries the rollouts of a task together, for verifiers that answer only once all siblings have
-    arrived. `preflight` plays the first one alone, so that a wrong setting costs one rollout. `beside` runs beside the play, until
-    it is cancelled.
+    arrived. `preflight` plays the first one alone, and the next two when it fails, so that a wrong setting costs little.
+    `beside` runs beside the play, until it is cancelled.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RolloutCollector:
     ):
         self._player, self._concurrency, self._beside = player, concurrency, beside
         self._cohorts, self._preflight = cohorts, preflight
-        self._one_ended = False
+        self._num_ended, self._one_succeeded = 0, False
         self._draining = False
 
     async def groups(self, tasks: Iterable[Row], *, group_size: int) -> AsyncGenerator[Group, None]:
@@ -105,11 +105,13 @@ class RolloutCollector:
         return 0 if self._draining else STARTS_AT_ONCE
 
     def _limit(self) -> int:
-        return 1 if self._preflight and not self._one_ended else self._concurrency.limit
+        alone = self._preflight and not self._one_succeeded and self._num_ended < MAX_REFUSALS
+        return 1 if alone else self._concurrency.limit
 
     def _see(self, ended: Ended) -> None:
-        self._one_ended = True
+        self._num_ended += 1
         for attempt in ended.attempts:
+            self._one_succeeded |= attempt.failure is None
             self._concurrency.ended(attempt)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from gym_bridge.rollouts.http import HttpError, Reply
+from gym_bridge.rollouts.http import HttpError, Reply, retry_after_s
 from gym_bridge.schemas.rollouts import Failure, FailureType
 
 REFUSALS = frozenset({401, 403, 404, 405, 501})
@@ -21,11 +21,14 @@ class RolloutError(Exception):
         terminal: bool = False,
         url: str | None = None,
         blocks: Literal["gone", "refused"] | None = None,
+        retry_after_s: float | None = None,
     ):
         self.failure = Failure(type=type, message=message, status=status, terminal=terminal)
         self.url = url
         self.blocks = blocks
-        """gone: nothing answers at `url`; refused: it turns us away. Every other rollout would fail in the same way."""
+        """gone: nothing answers at `url`; refused: it turns us away. Every other rollout may fail in the same way."""
+        self.retry_after_s = retry_after_s
+        """How long the server asks to be left alone."""
         super().__init__(message)
 
 
@@ -38,4 +41,5 @@ def no_reply(error: HttpError, failure: FailureType, *, url: str, route: str) ->
 def bad_status(reply: Reply, failure: FailureType, *, url: str, route: str) -> RolloutError:
     """The error for a reply of `url`/`route` with a status of 400 or more."""
     blocks = "refused" if reply.status in REFUSALS else None
-    return RolloutError(failure, f"{route} answered {reply.status}: {reply.short()}", status=reply.status, url=url, blocks=blocks)
+    message = f"{route} answered {reply.status}: {reply.short()}"
+    return RolloutError(failure, message, status=reply.status, url=url, blocks=blocks, retry_after_s=retry_after_s(reply.headers))

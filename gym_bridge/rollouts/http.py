@@ -1,9 +1,12 @@
 """HTTP as rollouts need it: one pool of connections for a whole collection, bounded replies, a jar of cookies a rollout."""
 
+import math
 import resource
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 import aiohttp
@@ -28,6 +31,19 @@ def connections_for(share: Literal["model", "tools"]) -> int:
     return descriptors // (2 if share == "model" else 4)
 
 
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that `retry-after-ms` or `Retry-After` (a number of seconds or a date) ask for."""
+    for name, unit_s in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
+        with suppress(KeyError, ValueError):
+            seconds = float(headers[name]) * unit_s
+            if math.isfinite(seconds):
+                return max(0.0, seconds)
+    with suppress(KeyError, ValueError):
+        when = parsedate_to_datetime(headers["Retry-After"])
+        return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A whole reply, whatever its status."""
@@ -35,6 +51,8 @@ class Reply:
     status: int
     body: bytes
     headers: Mapping[str, str]
+    secret: str | None = None
+    """What was sent and must not be shown, should the server echo it."""
 
     def short(self) -> str:
         """The body for a message: a JSON string is unwrapped, a long text is cut."""
@@ -42,6 +60,7 @@ class Reply:
         if text.startswith('"'):  # NeMo Gym answers an error with the JSON string of its repr
             with suppress(orjson.JSONDecodeError):
                 text = str(orjson.loads(self.body))
+        text = text.replace(self.secret, "<token>") if self.secret else text
         return text if len(text) <= 500 else text[:500] + " ..."
 
 
@@ -60,6 +79,7 @@ class HttpClient:
     def __init__(self, *, max_connections: int = 0, bearer: str | None = None):
         """`bearer` is sent with every request that has no Authorization of its own."""
         self._max_connections = max_connections
+        self._bearer = bearer
         self._own_headers = {"Authorization": f"Bearer {bearer}"} if bearer else None
         self._session: aiohttp.ClientSession | None = None
 
@@ -95,6 +115,8 @@ class HttpClient:
         headers: Mapping[str, str] | None,
         cookies: Cookies | None,
     ) -> Reply:
+        if timeout_s <= 0:
+            raise HttpError("no time is left to ask", kind="timeout")
         try:
             address = URL(url)
         except ValueError as error:
@@ -117,18 +139,23 @@ class HttpClient:
             ) as reply:
                 if cookies is not None:
                     cookies.take(reply)
-                return Reply(reply.status, await _read(reply), reply.headers)
-        except aiohttp.ConnectionTimeoutError as error:
-            raise HttpError(f"no connection within {CONNECT_TIMEOUT_S:g} s", kind="unreachable") from error
-        except TimeoutError as error:
-            raise HttpError(f"no answer within {timeout_s:g} s", kind="timeout") from error
-        except aiohttp.ClientConnectorError as error:
+                return Reply(reply.status, await _read(reply), reply.headers, self._bearer)
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
+            raise _http_error(error, timeout_s) from error
+
+
+def _http_error(error: Exception, timeout_s: float) -> HttpError:
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return HttpError(f"no connection within {CONNECT_TIMEOUT_S:g} s", kind="unreachable")
+        case TimeoutError():
+            return HttpError(f"no answer within {timeout_s:g} s", kind="timeout")
+        case aiohttp.ClientConnectorError():
             told = error.os_error.strerror or type(error.os_error).__name__
-            raise HttpError(f"no connection to {error.host}:{error.port}: {told}", kind="unreachable") from error
-        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise HttpError(str(error) or type(error).__name__, kind="unreachable") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise HttpError(str(error) or type(error).__name__, kind="broken") from error
+            return HttpError(f"no connection to {error.host}:{error.port}: {told}", kind="unreachable")
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
+            return HttpError(str(error) or type(error).__name__, kind="unreachable")
+    return HttpError(str(error) or type(error).__name__, kind="broken")
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:

@@ -1,5 +1,6 @@
 """Which rollouts are to be played: tasks as the run asks them, repeated, each known by its key."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ from gym_bridge.rollouts.models.metadata import with_seed
 from gym_bridge.schemas.rollouts import ATTEMPT_INDEX, FAILURE_CLASS, ROLLOUT_INDEX, TASK_INDEX, RolloutKey, Row, agent_ref
 
 DEFAULT_REPEATS = "_default"
+LARGEST = 2**31
+"""Rollout indices from here on take more room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +89,36 @@ def plan(tasks: Iterable[Row], *, num_repeats: Repeats, settings: TaskSettings |
     its problem. Raises DataError for an index that is no whole number, ConfigError for an agent without repeats.
     """
     repeats = _repeats_of(num_repeats)
-    taken: dict[int, int] = {}
+    taken = _NextIndices()
     for position, row in enumerate(tasks):
         task_index, first = _index(row, TASK_INDEX, position), _index(row, ROLLOUT_INDEX, 0)
-        first = max(first, taken.get(task_index, 0))
-        taken[task_index] = first + repeats(row)
-        for rollout_index in range(first, taken[task_index]):
+        first = max(first, taken.of(task_index))
+        end = first + repeats(row)
+        taken.put(task_index, end)
+        for rollout_index in range(first, end):
             yield _planned(RolloutKey(task_index, rollout_index), row, settings, group=position)
+
+
+class _NextIndices:
+    """The first free rollout index of every task: four bytes for one of those that count up from 0, an entry for any other."""
+
+    def __init__(self) -> None:
+        self._counted = array("i")
+        self._others: dict[int, int] = {}
+
+    def of(self, task_index: int) -> int:
+        """The first index that is free."""
+        counted = self._counted[task_index] if 0 <= task_index < len(self._counted) else 0
+        return max(counted, self._others.get(task_index, 0))
+
+    def put(self, task_index: int, free: int) -> None:
+        """Those below `free` are taken."""
+        if task_index == len(self._counted) and free < LARGEST:
+            self._counted.append(free)
+        elif 0 <= task_index < len(self._counted) and free < LARGEST:
+            self._counted[task_index] = free
+        else:
+            self._others[task_index] = free
 
 
 def _planned(key: RolloutKey, row: Row, settings: TaskSettings | None, *, group: int) -> PlannedRollout:

@@ -1,7 +1,9 @@
 """Who plays units of rollouts to their end: all attempts at them, in this process."""
 
 import asyncio
+import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +13,12 @@ from gym_bridge.rollouts.attempts import Attempted, Attempts, Unit
 from gym_bridge.rollouts.failing import RolloutError
 from gym_bridge.rollouts.plan import PlannedRollout
 from gym_bridge.schemas.rollouts import Rollout
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0
+MAX_REFUSALS = 3
+MAX_RETRY_AFTER_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,27 +60,51 @@ class Retries:
 
 
 class LocalPlayer:
-    """Plays in this process. `close` releases the connections of the environment and of the endpoint, through `closers`."""
+    """Plays in this process. `close` releases the connections of the environment and of the endpoint, through `closers`.
 
-    def __init__(self, attempts: Attempts, *, retries: Retries = Retries(), closers: Iterable[Callable[[], Awaitable[None]]] = ()):
-        self._attempts, self._retries, self._closers = attempts, retries, tuple(closers)
+    A server that cannot be reached ends the play after all attempts, or, once a rollout has succeeded, when it stays away for
+    `patience_s` seconds; attempts at a server that is away are not counted. One that turns us away ends it before the first
+    success, when `MAX_REFUSALS` units have met it.
+    """
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        *,
+        retries: Retries = Retries(),
+        patience_s: float = PATIENCE_S,
+        closers: Iterable[Callable[[], Awaitable[None]]] = (),
+    ):
+        self._attempts, self._retries, self._patience_s, self._closers = attempts, retries, patience_s, tuple(closers)
         self._one_succeeded = False
+        self._num_refusals = 0
+        self._away_since: float | None = None
+
+    def trust(self) -> None:
+        """A rollout has succeeded elsewhere, or earlier: what turns us away now is not a wrong setting."""
+        self._one_succeeded = True
 
     async def play(self, unit: Unit) -> list[Ended]:
-        """As `Player.play`. Being turned away by a server ends the play only before the first success."""
+        """As `Player.play`."""
         ended = [Ended(planned=one, attempts=[]) for one in unit]
-        first = max(one.first_attempt for one in unit)
-        for attempt in range(first, self._retries.max_attempts):
-            last = attempt + 1 >= self._retries.max_attempts
+        attempt = first = max(one.first_attempt for one in unit)
+        num_away = 0
+        while attempt < self._retries.max_attempts:
             attempted = await self._attempts.unit(unit, attempt)
-            self._raise_block(attempted, last=last, num_attempts=attempt + 1 - first)
+            gone = next((one.error for one in attempted if one.error is not None and one.error.blocks == "gone"), None)
+            if gone is not None:
+                num_away += 1
+                self._bear(gone, num_away=num_away, num_left=self._retries.max_attempts - first)
+                await asyncio.sleep(self._retries.wait_s(num_away - 1))
+                continue
+            self._away_since = None
             for one, outcome in zip(ended, attempted, strict=True):
                 one.attempts.append(outcome.rollout)
-            failures = [one.rollout.failure for one in attempted if one.rollout.failure is not None]
-            self._one_succeeded |= not failures
-            if not failures or last or any(failure.terminal for failure in failures):
+            if self._is_over(attempted):
                 break
-            await asyncio.sleep(self._retries.wait_s(attempt))
+            attempt += 1
+            if attempt < self._retries.max_attempts:
+                await asyncio.sleep(max(self._retries.wait_s(attempt - 1), _asked_for_s(attempted)))
         return ended
 
     async def watch(self) -> None:
@@ -84,13 +116,32 @@ class LocalPlayer:
         for closer in self._closers:
             await closer()
 
-    def _raise_block(self, attempted: list[Attempted], *, last: bool, num_attempts: int) -> None:
-        for one in attempted:
-            if one.block is not None and (last if one.block.blocks == "gone" else not self._one_succeeded):
-                raise _server_error(one.block, num_attempts)
+    def _bear(self, gone: RolloutError, *, num_away: int, num_left: int) -> None:
+        """Raises ServerError when a server has been away for too long."""
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            log.warning("%s is away: %s", gone.url, gone.failure.message)
+        patience_ends = now - self._away_since >= self._patience_s if self._one_succeeded else num_away >= num_left
+        if patience_ends:
+            message = gone.failure.message.removeprefix(f"{gone.url}: ")
+            raise ServerError(f"gone: {message}", url=str(gone.url), status=gone.failure.status, attempts=num_away)
+
+    def _is_over(self, attempted: list[Attempted]) -> bool:
+        """Whether there is nothing to try again. Raises ServerError for the last refusal that we take."""
+        failures = [one.rollout.failure for one in attempted if one.rollout.failure is not None]
+        self._one_succeeded |= not failures
+        refused = next((one.error for one in attempted if one.error is not None and one.error.blocks == "refused"), None)
+        if refused is None or self._one_succeeded:
+            return not failures or any(failure.terminal for failure in failures)
+        self._num_refusals += 1
+        if self._num_refusals >= MAX_REFUSALS:
+            message = refused.failure.message.removeprefix(f"{refused.url}: ")
+            raise ServerError(message, url=str(refused.url), status=refused.failure.status)
+        return True
 
 
-def _server_error(block: RolloutError, num_attempts: int) -> ServerError:
-    url, failure = str(block.url), block.failure
-    told = "gone: " if block.blocks == "gone" else ""
-    return ServerError(told + failure.message.removeprefix(f"{url}: "), url=url, status=failure.status, attempts=num_attempts)
+def _asked_for_s(attempted: list[Attempted]) -> float:
+    """How long the servers of an attempt ask to be left alone."""
+    asked = [one.error.retry_after_s or 0.0 for one in attempted if one.error is not None]
+    return min(MAX_RETRY_AFTER_S, max(asked, default=0.0))

@@ -66,7 +66,7 @@ class TurnLoop:
             turn = await self.ask(conversation, play)
             if turn is None:
                 return StopReason.CONTEXT_OVERFLOW
-            calls = [item for item in turn.items if item.get("type") == "function_call"]
+            calls = _calls_of(turn)
             stop = self.limits.after_call(turn, calls, play)
             if stop is not None:
                 return stop
@@ -100,6 +100,14 @@ class TurnLoop:
         return turn
 
 
+def _calls_of(turn: Turn) -> list[Item]:
+    """The function calls of a turn. Raises RolloutError for one without a call_id, which nothing could answer."""
+    calls = [item for item in turn.items if item.get("type") == "function_call"]
+    if not all(isinstance(call.get("call_id"), str) for call in calls):
+        raise RolloutError(FailureType.MODEL, "the model's endpoint gave a function_call without a call_id")
+    return calls
+
+
 def _overflows(error: GymBridgeError) -> bool:
     return isinstance(error, ContextOverflowError) or (isinstance(error, EndpointError) and error.context_overflow)
 
@@ -117,6 +125,7 @@ def _model_failure(error: GymBridgeError) -> RolloutError:
         status=error.status,
         url=error.url,
         blocks="gone" if error.unreachable else "refused" if error.configuration else None,
+        retry_after_s=error.retry_after_s,
     )
 
 

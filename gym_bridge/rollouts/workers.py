@@ -12,38 +12,95 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gym_bridge.errors import GymBridgeError, ServerError
 from gym_bridge.io.jsonl import dump_line
 from gym_bridge.rollouts import event_loop
 from gym_bridge.rollouts.attempts import Unit
-from gym_bridge.rollouts.players import Ended, Player
+from gym_bridge.rollouts.players import Ended, LocalPlayer
 from gym_bridge.schemas.rollouts import Rollout
 
 STOP_TIMEOUT_S = 10.0
+OPENING = 0
+"""Number of the answer that tells why a worker cannot play."""
 CODE = "import sys; from gym_bridge.rollouts.workers import serve; serve(int(sys.argv[1]))"
 
 
-@dataclass(slots=True, kw_only=True)
 class _Worker:
     """A process, and the units that it plays."""
 
-    process: subprocess.Popen[bytes]
-    writer: asyncio.StreamWriter
-    reading: asyncio.Task[None]
-    waiting: dict[int, asyncio.Future[list[Ended]]] = field(default_factory=dict)
+    def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self.process, self._reader, self._writer = process, reader, writer
+        self._waiting: dict[int, asyncio.Future[list[Ended]]] = {}
+        self._numbers = itertools.count(1)
+        self._died: GymBridgeError | None = None
+        self._reading = asyncio.create_task(self._read_answers())
+
+    @property
+    def num_waiting(self) -> int:
+        """Units that it plays."""
+        return len(self._waiting)
+
+    async def play(self, unit: Unit, *, trusted: bool) -> list[Ended]:
+        """As `Player.play`; raises as well what the worker died of."""
+        if self._died is not None:
+            raise self._died
+        number = next(self._numbers)
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        _write(self._writer, (number, unit, trusted))
+        try:
+            return await self._waiting[number]
+        finally:
+            del self._waiting[number]
+
+    async def close(self) -> None:
+        """End the process and wait for it."""
+        self._reading.cancel()
+        self._writer.close()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        try:
+            await asyncio.to_thread(self.process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    async def _read_answers(self) -> None:
+        """Hand out what the worker sends; when it dies, everyone who waits for it, now or later, hears so."""
+        try:
+            while True:
+                number, answer = await _read(self._reader)
+                if number == OPENING:
+                    self._die(answer)
+                elif (future := self._waiting.get(number)) is not None and not future.done():
+                    _settle(future, answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            code = await asyncio.to_thread(self.process.wait)
+            self._die(ServerError(f"a worker process died (exit code {code})", url=f"process {self.process.pid}"))
+
+    def _die(self, error: GymBridgeError) -> None:
+        self._died = self._died or error
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(self._died)
+
+
+def _settle(future: "asyncio.Future[list[Ended]]", answer: Any) -> None:
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 class WorkerPool:
     """A player over `num_workers` processes, each of which calls `open_player`. A unit goes to the one with the fewest."""
 
-    def __init__(self, open_player: Callable[[], Player], *, num_workers: int):
-        """`open_player` is pickled: a function of a module, or a partial of one."""
-        self._open_player, self._num_workers = open_player, num_workers
+    def __init__(self, open_player: Callable[[], LocalPlayer], *, num_workers: int, trusted: bool = False):
+        """`open_player` is pickled: a function of a module, or a partial of one. `trusted`: a rollout has succeeded before."""
+        self._open_player, self._num_workers, self._trusted = open_player, num_workers, trusted
         self._workers: list[_Worker] = []
-        self._numbers = itertools.count()
         self._starting = asyncio.Lock()
 
     async def play(self, unit: Unit) -> list[Ended]:
@@ -51,67 +108,32 @@ class WorkerPool:
         async with self._starting:
             while len(self._workers) < self._num_workers:
                 self._workers.append(await self._start())
-        worker = min(self._workers, key=lambda one: len(one.waiting))
-        number = next(self._numbers)
-        worker.waiting[number] = asyncio.get_running_loop().create_future()
-        _write(worker.writer, (number, unit))
-        try:
-            return await worker.waiting[number]
-        finally:
-            del worker.waiting[number]
+        worker = min(self._workers, key=lambda one: one.num_waiting)
+        ended = await worker.play(unit, trusted=self._trusted)
+        self._trusted |= all(one.attempts and one.attempts[-1].failure is None for one in ended)
+        return ended
 
     async def watch(self) -> None:
         """The workers watch for themselves."""
 
     async def close(self) -> None:
         """End the workers and wait for them."""
-        for worker in self._workers:
-            worker.reading.cancel()
-            worker.writer.close()
-        await asyncio.gather(*(worker.reading for worker in self._workers), return_exceptions=True)
-        for worker in self._workers:
-            try:
-                await asyncio.to_thread(worker.process.wait, STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+        await asyncio.gather(*(worker.close() for worker in self._workers))
         self._workers.clear()
 
     async def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", CODE, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", CODE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is the parent's: it closes the socket
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)},
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         _write(writer, self._open_player)
-        waiting: dict[int, asyncio.Future[list[Ended]]] = {}
-        reading = asyncio.create_task(_answers(reader, waiting, process))
-        return _Worker(process=process, writer=writer, reading=reading, waiting=waiting)
-
-
-async def _answers(
-    reader: asyncio.StreamReader, waiting: dict[int, asyncio.Future[list[Ended]]], process: subprocess.Popen[bytes]
-) -> None:
-    """Hand out what a worker sends; when it dies, everyone who waits for it hears so."""
-    try:
-        while True:
-            number, answer = await _read(reader)
-            future = waiting.get(number)
-            if future is None or future.done():
-                continue
-            if isinstance(answer, BaseException):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        code = await asyncio.to_thread(process.wait)
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(ServerError(f"a worker process died (exit code {code})", url=f"process {process.pid}"))
+        return _Worker(process, reader, writer)
 
 
 def serve(descriptor: int) -> None:
@@ -122,15 +144,16 @@ def serve(descriptor: int) -> None:
 async def _serve(parent: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=parent)
     try:
-        open_player = await _read(reader)
+        player = await _opened(reader, writer)
     except (asyncio.IncompleteReadError, ConnectionError):
         return  # the parent died first
-    player: Player = open_player()
     playing: set[asyncio.Task[None]] = set()
     watching = asyncio.create_task(player.watch())
     try:
         while True:
-            number, unit = await _read(reader)
+            number, unit, trusted = await _read(reader)
+            if trusted:
+                player.trust()
             task = asyncio.create_task(_answer(number, player.play(unit), writer))
             playing.add(task)
             task.add_done_callback(playing.discard)
@@ -141,6 +164,17 @@ async def _serve(parent: socket.socket) -> None:
             task.cancel()
         await asyncio.gather(watching, *playing, return_exceptions=True)
         await player.close()
+
+
+async def _opened(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> LocalPlayer:
+    """The worker's player. What keeps it from opening is told to the parent, and then waits for the parent to hang up."""
+    open_player = await _read(reader)
+    try:
+        return open_player()
+    except GymBridgeError as error:
+        _write(writer, (OPENING, error))
+        while True:
+            await _read(reader)
 
 
 async def _answer(number: int, play: Coroutine[Any, Any, list[Ended]], writer: asyncio.StreamWriter) -> None:

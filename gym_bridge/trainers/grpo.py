@@ -139,8 +139,7 @@ class GRPOSource:
         groups: list[Group] = []
         async for group in self.collector.groups(tasks, group_size=self.settings.algorithm.group_size):
             groups.append(group)
-            for rollout in (*group.retried, *group.rollouts):
-                self.log.append(rollout)
+            self.log.append_group((*group.retried, *group.rollouts))
         self.log.sync()  # before the update that trains on them
         return sorted(groups, key=lambda one: one.rollouts[0].key)
 

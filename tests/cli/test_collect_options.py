@@ -8,6 +8,7 @@ import pytest
 
 from gym_bridge.io.inline_tokens import inline_turns
 from gym_bridge.io.token_store import TokenStore
+from gym_bridge.resource_servers.process import ServerProcess
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +58,7 @@ def test_a_prompt_template_fills_tasks_that_come_without_an_input(gym_bridge, ad
         assert row["reward"] == 1.0
     template.write_text("user: Add {left} and {right}.\n")
     changed = gym_bridge(*argv)
-    assert (changed.code, "prompt_config" in changed.err) == (2, True)
+    assert (changed.code, "prompt.yaml" in changed.err) == (2, True)
 
 
 def begun_by_nemo_gym(path: Path, *, keep: int) -> list[dict[str, Any]]:
@@ -117,3 +118,50 @@ def test_one_target_is_asked_for(gym_bridge, tasks: Path, tmp_path: Path):
     assert (head.code, "127.0.0.1:9" in head.err) == (1, True)
     workers = gym_bridge("collect", *files, "--server", "arithmetic", "--workers", 2)
     assert (workers.code, "--workers 2: a model in this process" in workers.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--agent-url", "http://a", "--max-turns", 1], "--max-turns: without effect where an agent of NeMo Gym plays"),
+        (["--agent-url", "http://a", "--model", "x", "--device", "cpu"], "--device, --model: without effect where an agent"),
+        (["--server", "arithmetic", "--header", "A: b"], "--header: without effect where the model is played in this process"),
+        (["--server", "arithmetic", "--top-p", 0.5], "--top-p: without effect where the model is played in this process"),
+        (
+            ["--server", "arithmetic", "--model-url", "http://a", "--tokenizer", "x"],
+            "--tokenizer: without effect where an endpoint",
+        ),
+        (["--server", "arithmetic", "--agent", "x"], "--agent needs --agent-url, --head-url or --gym-config"),
+        (["--agent-url", "127.0.0.1:9001"], "--agent-url '127.0.0.1:9001': expected an address such as"),
+        (["--server", "http://me:s3cret@a"], "--server holds a user and a password"),
+        (["--server", "arithmetic", "--params", "a={"], "--params: "),
+        (["--server", "arithmetic", "--params", "responses_create_params=5"], "expected responses_create_params.KEY=VALUE"),
+        (["--server", "arithmetic", "--num-repeats", "a,b=1"], "expected a number, or agent=number"),
+        (["--server", "arithmetic", "--adopt"], "there is nothing to adopt"),
+        (["--server", "arithmetic", "--model-url", "http://127.0.0.1:9/v1", "--header", "X y: a"], "expected 'Name: value'"),
+    ],
+)
+def test_what_would_have_no_effect_or_cannot_be_meant_is_refused(gym_bridge, tasks: Path, tmp_path: Path, options, told: str):
+    ended = gym_bridge("collect", "--input", tasks, "--output", tmp_path / "r.jsonl", *options)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert told in ended.err
+    assert "s3cret" not in ended.err
+
+
+def test_a_verifier_that_never_answers_right_stops_reverify_with_exit_1(gym_bridge, tasks: Path, tmp_path: Path):
+    rollouts = tmp_path / "r.jsonl"
+    rollouts.write_text("".join(json.dumps({**row, "response": {"output": 7}, "reward": 1.0}) + "\n" for row in rows(tasks)))
+    with ServerProcess("arithmetic") as server:
+        argv = ["reverify", "--input", rollouts, "--output", tmp_path / "a.jsonl", "--server", server.url, "--force", "--quiet"]
+        ended = gym_bridge(*argv)
+    assert ended.code == 1
+    assert "no rollout got a reward: 6 requested = 0 completed" in ended.err
+
+
+def test_an_evaluation_that_a_budget_ended_says_so(gym_bridge, adder, tasks: Path, tmp_path: Path):
+    argv = ["eval", "--input", tasks, "--output", tmp_path / "e.jsonl", *adder, "--concurrency", 1]
+    ended = gym_bridge(*argv, "--token-budget", 28)
+    assert ended.code == 0, ended.err
+    assert "4, in no mean: a budget ended" in ended.out
+    none = gym_bridge(*argv[:3], "--output", tmp_path / "none.jsonl", *adder, "--time-budget-s", 0.001)
+    assert (none.code, "no task was played" in none.err) == (1, True)

@@ -95,7 +95,8 @@ def test_an_error_of_many_lines_becomes_one(capsys: pytest.CaptureFixture[str]):
 
 def test_our_own_fault_is_exit_1_in_one_line_and_debug_shows_the_traceback(gym_bridge, tmp_path: Path, monkeypatch):
     (tmp_path / "broken_server.py").write_text(
-        "class Broken:\n    def __init__(self, **options):\n        raise RuntimeError('boom')\n"
+        "from gym_bridge.config import StrictModel\n"
+        "class Broken:\n    Settings = StrictModel\n    def __init__(self, *args, **options):\n        raise RuntimeError('boom')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     ended = gym_bridge("serve", "broken_server:Broken")

@@ -45,6 +45,7 @@ def collector_of(
     concurrency: int = 8,
     max_attempts: int = 3,
     timeout_s: float = 20.0,
+    patience_s: float = 0.1,
     **options: Any,
 ) -> RolloutCollector:
     """A collector that waits 10 ms before a second attempt."""
@@ -54,6 +55,7 @@ def collector_of(
     player = LocalPlayer(
         Attempts(environment=environment, timeout_s=timeout_s),
         retries=Retries(max_attempts=max_attempts, backoff_s=0.01),
+        patience_s=patience_s,
         closers=[http.close],
     )
     return RolloutCollector(player, concurrency=FixedConcurrency(concurrency), **options)
@@ -526,3 +528,78 @@ def test_a_task_without_an_input_fails_alone_and_is_not_tried_again():
     assert (failed.key, failed.failure.type, failed.failure.terminal) == ((0, 0), FailureType.INVALID_ROW, True)
     assert failed.row["reward"] is None
     assert [one.key for one in rollouts if not one.failure] == [(1, 0)]
+
+
+def test_a_server_that_is_away_for_a_while_costs_no_attempt():
+    port = free_port()
+    away = asyncio.Event()
+
+    async def script(request: TurnRequest) -> Turn:
+        if request.key.task_index == 1:
+            away.set()
+            await back.wait()
+        return turn(said("3"))
+
+    back = asyncio.Event()
+
+    async def run() -> list[Rollout]:
+        app = verifier(lambda row, asked: {"reward": 1})
+        url = f"http://127.0.0.1:{port}"
+
+        async def serve_then_restart() -> None:
+            for last in (False, True):
+                runner = web.AppRunner(app if not last else verifier(lambda row, asked: {"reward": 1}), shutdown_timeout=0.1)
+                await runner.setup()
+                await web.TCPSite(runner, "127.0.0.1", port).start()
+                started.set()
+                await (asyncio.Event() if last else away).wait()
+                await runner.cleanup()
+                back.set()
+                await asyncio.sleep(0.3)
+
+        started = asyncio.Event()
+        serving = asyncio.create_task(serve_then_restart())
+        await started.wait()
+        try:
+            options = {"concurrency": 1, "max_attempts": 2, "patience_s": 20.0}
+            async with collecting(ScriptedEndpoint(script), url, **options) as collector:
+                return [one async for one in collector.rollouts(plan([counter_task()] * 4, num_repeats=1))]
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    rollouts = asyncio.run(asyncio.wait_for(run(), 30))
+    assert sorted((one.key.task_index, one.attempt, one.reward) for one in rollouts) == [(task, 0, 1.0) for task in range(4)]
+
+
+def test_a_server_asked_to_be_left_alone_is():
+    asked: list[float] = []
+
+    async def seed(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    async def verify(request: web.Request) -> web.Response:
+        asked.append(asyncio.get_running_loop().time())
+        if len(asked) == 1:
+            return web.Response(status=503, headers={"Retry-After": "1"})
+        return web.json_response({"reward": 1.0})
+
+    app = web.Application()
+    app.router.add_post("/seed_session", seed)
+    app.router.add_post("/verify", verify)
+    rollouts = rollouts_of(app, list(plan([counter_task()], num_repeats=1)), in_order(turn(said("x"))))
+    assert [one.reward for one in rollouts] == [None, 1.0]
+    assert asked[1] - asked[0] >= 0.9
+
+
+def test_one_task_that_a_server_turns_away_does_not_end_the_collection():
+    refused = verifier(lambda row, asked: 404 if row["_ng_task_index"] == 0 else {"reward": 1})
+    planned = list(plan([counter_task()] * 5, num_repeats=1))
+    rollouts = rollouts_of(refused, planned, in_order(turn(said("x"))), preflight=True)
+    assert {one.key.task_index: one.reward for one in rollouts} == {0: None, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
+
+
+def test_the_tokens_of_called_off_members_are_counted():
+    rollouts = cohort_rollouts(Cohorts(3, fails=1), num_tasks=1)
+    called_off = [one for one in rollouts if one.failure and str(one.failure.type) == "cancelled"]
+    assert [one.row["gym_bridge"]["num_input_tokens"] for one in called_off] == [10, 10]

@@ -125,7 +125,7 @@ def test_a_payload_that_is_no_json_is_a_data_error():
         (405, 1, {"configuration"}),
         (408, 3, {"transient"}),
         (409, 3, {"transient"}),
-        (422, 1, {"configuration"}),
+        (422, 1, set()),
         (429, 3, {"transient"}),
         (500, 3, {"transient"}),
         (501, 1, {"configuration"}),

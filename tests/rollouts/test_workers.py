@@ -10,7 +10,7 @@ from functools import partial
 import orjson
 import pytest
 
-from gym_bridge.errors import ServerError
+from gym_bridge.errors import ConfigError, ServerError
 from gym_bridge.rollouts.attempts import Attempts
 from gym_bridge.rollouts.collector import RolloutCollector
 from gym_bridge.rollouts.concurrency import FixedConcurrency
@@ -105,3 +105,37 @@ def test_a_worker_that_dies_ends_the_collection_with_its_exit_code():
 
     with pytest.raises(ServerError, match=r"a worker process died \(exit code -9\)"):
         asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_worker_that_dies_idle_is_noticed_by_the_next_unit():
+    async def run() -> None:
+        async with serving_counter() as (url, _):
+            pool = WorkerPool(partial(open_player, url), num_workers=2)
+            try:
+                first, second = plan([counter_task()], num_repeats=2)
+                await pool.play((first,))
+                for worker in pool._workers:
+                    worker.process.kill()
+                    await asyncio.to_thread(worker.process.wait)
+                await asyncio.wait_for(pool.play((second,)), 20)
+            finally:
+                await pool.close()
+
+    with pytest.raises(ServerError, match=r"a worker process died \(exit code -9\)"):
+        asyncio.run(run())
+
+
+def refuse_to_open() -> LocalPlayer:
+    raise ConfigError("--header: expected 'Name: value'")
+
+
+def test_what_keeps_a_worker_from_opening_is_told_as_it_is():
+    async def run() -> None:
+        pool = WorkerPool(refuse_to_open, num_workers=1)
+        try:
+            await asyncio.wait_for(pool.play(tuple(plan([counter_task()], num_repeats=1))), 20)
+        finally:
+            await pool.close()
+
+    with pytest.raises(ConfigError, match="--header: expected"):
+        asyncio.run(run())

@@ -7,15 +7,12 @@ with reasoning and a tool call, medians of three runs in calls/s: Responses 423 
 """
 
 import asyncio
-import math
 import random
 import re
 import time
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
@@ -23,12 +20,12 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gym_bridge.errors import ConfigError, DataError, ServerError
-from gym_bridge.rollouts.http import HttpClient, HttpError, Reply
+from gym_bridge.rollouts.http import HttpClient, HttpError, Reply, retry_after_s
 from gym_bridge.rollouts.models.redaction import Redaction
 
 AGAIN = frozenset({408, 409, 429})
 """Statuses beside 5xx (but 501) after which the same request may succeed."""
-CONFIGURATION = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 410, 415, 422, 501})
+CONFIGURATION = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 410, 415, 501})
 """Statuses with which every other request would end as well."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
 OVERFLOW_STATUSES = frozenset({400, 413, 422, 500})
@@ -117,7 +114,10 @@ class ModelHttp:
                 wait_s = _wait_s(error, attempt)
                 if not error.transient or attempt > self._max_retries or time.monotonic() + wait_s >= deadline:
                     raise
+                failed = error
             await asyncio.sleep(wait_s)
+            if time.monotonic() >= deadline:
+                raise failed
             attempt += 1
 
     def error(self, message: str, *, status: int | None = None, attempts: int = 1) -> EndpointError:
@@ -155,7 +155,7 @@ class ModelHttp:
         error.configuration = not error.context_overflow and (reply.status in CONFIGURATION or out_of_quota)
         passing = reply.status in AGAIN or reply.status >= 500
         error.transient = passing and not (error.context_overflow or error.configuration)
-        error.retry_after_s = _retry_after_s(reply.headers)
+        error.retry_after_s = retry_after_s(reply.headers)
         return error
 
 
@@ -171,19 +171,6 @@ def _wait_s(error: EndpointError, attempt: int) -> float:
     if error.retry_after_s is not None:
         return error.retry_after_s
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that `retry-after-ms` or `Retry-After` (a number of seconds or a date) ask for."""
-    for name, unit_s in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
-        with suppress(KeyError, ValueError):
-            seconds = float(headers[name]) * unit_s
-            if math.isfinite(seconds):
-                return max(0.0, seconds)
-    with suppress(KeyError, ValueError):
-        when = parsedate_to_datetime(headers["Retry-After"])
-        return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
-    return None
 
 
 def _text(reply: Reply) -> str:

@@ -4,6 +4,8 @@ import asyncio
 import re
 from collections.abc import Sequence
 
+from yarl import URL
+
 from gym_bridge.rollouts.http import HttpClient, HttpError
 
 EVERY_S = 2.0
@@ -20,7 +22,7 @@ class ServerLoad:
 
     def __init__(self, model_urls: Sequence[str], http: HttpClient):
         """`model_urls` end with /v1, beside which the metrics stand. The client is closed when the watch ends."""
-        self._urls = [url.rstrip("/").removesuffix("/v1") + "/metrics" for url in model_urls]
+        self._urls = [_metrics_of(url) for url in model_urls]
         self._http = http
         self._load = 0.0
 
@@ -43,6 +45,11 @@ class ServerLoad:
         except HttpError:
             return 0.0
         return load_of(reply.body.decode(errors="replace")) if reply.status == 200 else 0.0
+
+
+def _metrics_of(model_url: str) -> str:
+    url = URL(model_url)
+    return str(url.with_path(url.path.rstrip("/").removesuffix("/v1") + "/metrics", keep_query=True))
 
 
 def load_of(metrics: str) -> float:

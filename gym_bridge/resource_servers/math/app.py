@@ -1,0 +1,128 @@
+"""Mathematics with one answer in a box, compared by math-verify in a process that can be killed."""
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal, cast
+
+from pydantic import Field
+
+from gym_bridge.config import StrictModel
+from gym_bridge.errors import missing_extra
+from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Task, Verdict
+from gym_bridge.resource_servers.math.boxes import last_box, refusal
+from gym_bridge.resource_servers.math.problems import KINDS, Problem
+from gym_bridge.resource_servers.scorer_pool import Scorer, ScorerPool
+from gym_bridge.resource_servers.splits import drawn, refuse_more_than
+from gym_bridge.schemas.rollouts import Row
+
+MAX_TASKS = 50_000
+"""Of at least 200,000 problems of each kind and split."""
+INSTRUCTION = (
+    "Solve the problem. Reason as far as you need, and end with your answer in \\boxed{}: one answer, computed to its end."
+)
+
+
+class MathTask(Task):
+    """What the verifier reads of a row; NeMo Gym's math_with_judge writes the same."""
+
+    expected_answer: str = Field(min_length=1, max_length=1000)
+    """LaTeX or plain text, without a box."""
+    question: str = ""
+
+
+class Knobs(StrictModel):
+    """Which problems to ask."""
+
+    kind: Literal["mixed", "linear_equation", "fraction", "percentage", "system"] = "mixed"
+    """mixed: one of the others at random for each task."""
+
+
+class Settings(StrictModel):
+    """How answers are compared."""
+
+    deadline_s: float = Field(5.0, gt=0)
+    """Seconds after which a comparison is given up and its process killed."""
+    num_workers: int = Field(2, ge=1)
+    """Processes that compare."""
+
+
+class MathServer(ResourceServer[MathTask, None]):
+    r"""The reward is 1 when math-verify holds what stands in the last \boxed{} for equal to the expected answer, else 0."""
+
+    Task = MathTask
+    Knobs = Knobs
+    Settings = Settings
+    stateless = True
+    deadline_s = 600.0  # the wait for an idle worker is in it
+
+    def __init__(self, settings: Settings | None = None, *, shuffle_rewards: bool = False):
+        if find_spec("math_verify") is None:
+            raise missing_extra("resource server 'math'", "servers")
+        super().__init__(settings, shuffle_rewards=shuffle_rewards)
+        given = cast(Settings, self.settings)
+        self._pool = ScorerPool(
+            "gym_bridge.resource_servers.math.grading:grade", num_workers=given.num_workers, deadline_s=given.deadline_s
+        )
+        self._scorer = Scorer(self._pool)
+
+    async def start(self) -> None:
+        """Make the workers."""
+        await self._pool.start()
+
+    async def stop(self) -> None:
+        """End the workers."""
+        await self._pool.stop()
+
+    async def seed(self, task: MathTask) -> None:
+        """A session holds nothing."""
+
+    async def verify(self, task: MathTask, response: Response, session: None) -> Verdict:
+        """1.0 for the right answer; the row tells what was read, and why an answer scored 0 without being compared.
+
+        An answer that takes math-verify too long, or breaks it, scores 0. Raises VerificationFailed when the expected answer
+        does so itself.
+        """
+        text, expected = response.final_text, task.expected_answer
+        answer = last_box(text)
+        problem = refusal(text, expected=expected)
+        if problem is not None or answer is None:
+            return _verdict(0.0, answer if problem != "too_long" else None, problem=problem)
+        scored = await self._scorer.score(
+            {"expected": expected, "answer": answer}, reference={"expected": expected, "answer": expected}
+        )
+        if scored.timed_out or scored.crashed:
+            return _verdict(0.0, answer, problem="unreadable", timed_out=scored.timed_out)
+        return _verdict(float(scored.result), answer)
+
+    @classmethod
+    def make_tasks(cls, knobs: Knobs, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:
+        """Rows of one split; the split of a question is fixed by its hash."""
+        refuse_more_than(MAX_TASKS, num_tasks)
+        kinds = tuple(KINDS) if knobs.kind == "mixed" else (knobs.kind,)
+        problems = drawn(partial(_draw, kinds), identity=_question, num_tasks=num_tasks, seed=seed, split=split)
+        return (_row(problem, split) for problem in problems)
+
+
+def _draw(kinds: tuple[str, ...], generator: random.Random) -> Problem:
+    return KINDS[generator.choice(kinds)](generator)
+
+
+def _question(problem: Problem) -> str:
+    return problem.question
+
+
+def _verdict(reward: float, answer: str | None, *, problem: str | None = None, timed_out: bool = False) -> Verdict:
+    fields: dict[str, Any] = {"extracted_answer": answer, "answer_problem": problem, "verification_timed_out": timed_out}
+    return Verdict(reward=reward, fields=fields)
+
+
+def _row(problem: Problem, split: Split) -> Row:
+    messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem.question}]
+    return {
+        "responses_create_params": {"input": messages},
+        "question": problem.question,
+        "expected_answer": problem.answer,
+        "split": split,
+    }
