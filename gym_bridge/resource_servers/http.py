@@ -21,6 +21,7 @@ GET  /openapi.json        what stands above, with schemas
 import asyncio
 import hmac
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -95,16 +96,16 @@ def _bearing(token: str) -> Any:
     return check
 
 
-class Endpoints:
+class Endpoints(ABC):
     """What the handlers of both kinds of servers share: sessions, cookies, and how errors are answered."""
 
     def __init__(self, server: ResourceServer | StepwiseServer):
         self._deadline_s = server.deadline_s
         self.sessions: Sessions[Any] = Sessions(ttl_s=server.session_ttl_s, limit=server.max_sessions, on_end=server.end)
 
+    @abstractmethod
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Put the handlers where NeMo Gym has them."""
-        raise NotImplementedError
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /: the server lives."""

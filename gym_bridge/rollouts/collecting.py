@@ -24,12 +24,15 @@ async def collect_into(
 
     When the time budget ends, rollouts in flight are called off; when tokens or money are spent, they may end.
     """
-    watch, stop, budget = StopWatch(rules), None, asyncio.timeout(time_budget_s)
+    watch, stop = StopWatch(rules), None
+    out_of_time = asyncio.Event()
+    timer = asyncio.create_task(_call_off_after(time_budget_s, collector, out_of_time))
     syncing = asyncio.create_task(_sync_every(log, SYNC_S))
     try:
-        async with budget, aclosing(collector.rollouts(planned)) as attempts:
+        async with aclosing(collector.rollouts(planned)) as attempts:
             async for rollout in attempts:
-                stop = watch.see(rollout) or stop
+                seen = watch.see(rollout)
+                stop = stop if stop is not None and stop.failed else seen or stop
                 if not log.outcomes.is_written(rollout.key):  # else it was played again for the sake of its cohort
                     log.append(rollout)
                 if syncing.done():
@@ -37,17 +40,23 @@ async def collect_into(
                 numbers = {"reward": log.mean_reward, "failed attempts": watch.num_failed}
                 progress.advance(numbers, count=rollout.failure is None)
                 if stop is not None and stop.failed:
-                    break
-                if stop is not None:
+                    collector.call_off()
+                elif stop is not None:
                     collector.drain()
-    except TimeoutError:
-        if not budget.expired():
-            raise
-        stop = Stop(message=f"the time budget of {time_budget_s:g} s is spent", failed=False)
     finally:
+        timer.cancel()
         syncing.cancel()
         log.sync()
+    if out_of_time.is_set() and stop is None:
+        return Stop(message=f"the time budget of {time_budget_s:g} s is spent", failed=False)
     return stop
+
+
+async def _call_off_after(seconds: float | None, collector: RolloutCollector, out_of_time: asyncio.Event) -> None:
+    if seconds is not None:
+        await asyncio.sleep(seconds)
+        out_of_time.set()
+        collector.call_off()
 
 
 async def _sync_every(log: RolloutLog, seconds: float) -> None:

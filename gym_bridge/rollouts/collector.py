@@ -38,6 +38,7 @@ class RolloutCollector:
         self._cohorts, self._preflight = cohorts, preflight
         self._num_ended, self._one_succeeded = 0, False
         self._draining = False
+        self._flight: _InFlight | None = None
 
     async def groups(self, tasks: Iterable[Row], *, group_size: int) -> AsyncGenerator[Group, None]:
         """The group of every task, in order of completion; failed members are in it.
@@ -66,12 +67,19 @@ class RolloutCollector:
         """Start no further rollout; those in flight end as they will."""
         self._draining = True
 
+    def call_off(self) -> None:
+        """Start no further rollout, and call off those in flight; what has ended still comes out."""
+        self._draining = True
+        if self._flight is not None:
+            self._flight.call_off()
+
     async def close(self) -> None:
         """Release connections."""
         await self._player.close()
 
     async def _ended(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[Ended, None]:
         units, flight = _Units(planned, cohorts=self._cohorts), _InFlight(self._player)
+        self._flight = flight
         beside_it = [asyncio.create_task(one()) for one in (self._player.watch, *self._beside)]
         try:
             while True:
@@ -82,12 +90,10 @@ class RolloutCollector:
                     await asyncio.sleep(0)
                     continue
                 task = await flight.next_finished()
-                if task.exception() is not None:  # what ended beside it is kept
-                    while not flight.finished.empty():
-                        beside = flight.finished.get_nowait()
-                        for one in beside.result() if beside.exception() is None else ():
-                            yield one
-                for one in task.result():
+                for one in flight.ended_beside(task):
+                    self._see(one)
+                    yield one
+                for one in task.result() if not task.cancelled() else ():
                     self._see(one)
                     yield one
         finally:
@@ -136,6 +142,21 @@ class _InFlight:
         task = await self.finished.get()
         self.num_rollouts -= self.running.pop(task)
         return task
+
+    def ended_beside(self, task: asyncio.Task[list[Ended]]) -> list[Ended]:
+        """What ended beside a task that ends the play by an error, and would be lost."""
+        if task.cancelled() or task.exception() is None:
+            return []
+        kept: list[Ended] = []
+        while not self.finished.empty():
+            other = self.finished.get_nowait()
+            kept += other.result() if not other.cancelled() and other.exception() is None else []
+        return kept
+
+    def call_off(self) -> None:
+        """Cancel what has not ended."""
+        for task in self.running:
+            task.cancel()
 
 
 class _Units:

@@ -12,12 +12,13 @@ from gym_bridge.errors import ServerError
 from gym_bridge.rollouts.attempts import Attempted, Attempts, Unit
 from gym_bridge.rollouts.failing import RolloutError
 from gym_bridge.rollouts.plan import PlannedRollout
-from gym_bridge.schemas.rollouts import Rollout
+from gym_bridge.schemas.rollouts import Failure, FailureType, Rollout
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
 MAX_REFUSALS = 3
+BACKOFF_FACTORS = {FailureType.TIMEOUT: 0.0, FailureType.CANCELLED: 0.0, FailureType.JUDGE: 4.0}
 MAX_RETRY_AFTER_S = 600.0
 
 
@@ -54,9 +55,13 @@ class Retries:
     """About how long the second attempt waits; each further one waits twice as long, at most `max_backoff_s`."""
     max_backoff_s: float = 30.0
 
-    def wait_s(self, attempt: int) -> float:
-        """Seconds after the failure of `attempt`, counted from 0, with jitter."""
-        return min(self.max_backoff_s, self.backoff_s * 2 ** min(attempt, 30)) * random.uniform(0.5, 1.5)
+    def wait_s(self, attempt: int, failures: Iterable[Failure] = ()) -> float:
+        """Seconds after the failure of `attempt`, counted from 0, with jitter; by type, the longest of `failures` counts.
+
+        A timeout has waited already; a judge that failed is most often one that is overrun, and gets four times as long.
+        """
+        factor = max((BACKOFF_FACTORS.get(failure.type, 1.0) for failure in failures), default=1.0)
+        return factor * min(self.max_backoff_s, self.backoff_s * 2 ** min(attempt, 30)) * random.uniform(0.5, 1.5)
 
 
 class LocalPlayer:
@@ -104,7 +109,8 @@ class LocalPlayer:
                 break
             attempt += 1
             if attempt < self._retries.max_attempts:
-                await asyncio.sleep(max(self._retries.wait_s(attempt - 1), _asked_for_s(attempted)))
+                failures = [one.rollout.failure for one in attempted if one.rollout.failure is not None]
+                await asyncio.sleep(max(self._retries.wait_s(attempt - 1, failures), _asked_for_s(attempted)))
         return ended
 
     async def watch(self) -> None:

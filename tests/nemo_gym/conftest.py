@@ -3,7 +3,8 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,15 +58,14 @@ def model_server() -> Iterator[ModelServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def nemo_gym(nemo_gym_venv: Path, model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NemoGym]:
-    """All servers of these tests, in one process."""
-    (packages,) = nemo_gym_venv.glob("lib/python3*/site-packages")
-    directory = tmp_path_factory.mktemp("nemo_gym")
-    command = [str(nemo_gym_venv / "bin" / "python"), str(Path(__file__).with_name("serve.py"))]
+@contextmanager
+def nemo_gym_serving(venv: Path, model_server: ModelServer, names: Sequence[str], directory: Path) -> Iterator[NemoGym]:
+    """Servers of NeMo Gym in one process, and its agents before servers that run elsewhere (`name=address`)."""
+    (packages,) = venv.glob("lib/python3*/site-packages")
+    command = [str(venv / "bin" / "python"), str(Path(__file__).with_name("serve.py"))]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--model-url", f"{model_server.url}/v1", *SERVED], stdout=subprocess.PIPE, stderr=log, cwd=directory
+            [*command, "--model-url", f"{model_server.url}/v1", *names], stdout=subprocess.PIPE, stderr=log, cwd=directory
         )
     try:
         assert process.stdout is not None
@@ -79,3 +79,10 @@ def nemo_gym(nemo_gym_venv: Path, model_server: ModelServer, tmp_path_factory: p
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def nemo_gym(nemo_gym_venv: Path, model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NemoGym]:
+    """All servers of these tests, in one process."""
+    with nemo_gym_serving(nemo_gym_venv, model_server, SERVED, tmp_path_factory.mktemp("nemo_gym")) as served:
+        yield served

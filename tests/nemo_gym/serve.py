@@ -1,8 +1,9 @@
 """Serves real NeMo Gym servers, their agents and a head in one process, without Ray. Run by the Python of NeMo Gym's venv.
 
-    python serve.py --model-url http://127.0.0.1:8000/v1 example_multi_step blackjack
+    python serve.py --model-url http://127.0.0.1:8000/v1 example_multi_step blackjack office=http://127.0.0.1:9000
 
-Prints one line of JSON when all of them answer: the head's URL, and by name those of the resources servers and their agents.
+A name with an address is a resources server that runs elsewhere: NeMo Gym's SimpleAgent drives it. Prints one line of JSON when all of them
+answer: the head's URL, and by name those of the resources servers and their agents.
 """
 
 import argparse
@@ -47,12 +48,12 @@ def server_class(name):
 
 
 def agent_class(resources):
-    """The agent that plays a resources server's rollouts, its config class and its folder."""
+    """The agent that plays a resources server's rollouts, its config class and its folder; None is a server elsewhere."""
     from resources_servers.gymnasium import GymnasiumServer
     from responses_api_agents.gymnasium_agent.app import GymnasiumAgent, GymnasiumAgentConfig
     from responses_api_agents.simple_agent.app import SimpleAgent, SimpleAgentConfig
 
-    if issubclass(resources, GymnasiumServer):
+    if resources is not None and issubclass(resources, GymnasiumServer):
         return GymnasiumAgent, GymnasiumAgentConfig, "gymnasium_agent"
     return SimpleAgent, SimpleAgentConfig, "simple_agent"
 
@@ -64,10 +65,11 @@ def layout(names, ports, model_url):
         "head_server": {"host": "127.0.0.1", "port": ports[0]},
         MODEL: {"responses_api_models": {"model": {**HERE, "host": model.hostname, "port": model.port}}},
     }
-    for index, name in enumerate(names):
-        resources, fields = server_class(name)
+    for index, (name, elsewhere) in enumerate(names.items()):
+        resources, fields = server_class(name) if elsewhere is None else (None, {"domain": "agent"})
         folder = agent_class(resources)[2]
-        config[name] = {"resources_servers": {name: {**fields, **HERE, "port": ports[1 + 2 * index]}}}
+        port = ports[1 + 2 * index] if elsewhere is None else urlsplit(elsewhere).port
+        config[name] = {"resources_servers": {name: {**fields, **HERE, "port": port}}}
         driven = {"resources_server": {"type": "resources_servers", "name": name}}
         driven |= {"model_server": {"type": "responses_api_models", "name": MODEL}, "max_steps": 10}
         config[f"{name}_agent"] = {"responses_api_agents": {folder: {**HERE, **driven, "port": ports[2 + 2 * index]}}}
@@ -87,18 +89,28 @@ def applications(names, config):
     head = FastAPI()
     head.get("/global_config_dict_yaml")(lambda: OmegaConf.to_yaml(whole))
     found = [(head, config["head_server"]["port"])]
-    for name in names:
-        resources, _ = server_class(name)
+    for name, elsewhere in names.items():
+        resources = server_class(name)[0] if elsewhere is None else None
         agent, agent_config, folder = agent_class(resources)
         fields = config[name]["resources_servers"][name]
-        served = resources(config=resources.model_fields["config"].annotation(**fields, name=name), server_client=client)
+        served = resources and resources(
+            config=resources.model_fields["config"].annotation(**fields, name=name), server_client=client
+        )
         playing = config[f"{name}_agent"]["responses_api_agents"][folder]
         player = agent(config=agent_config(**playing, name=f"{name}_agent"), server_client=client)
         for owner, port in ((served, fields["port"]), (player, playing["port"])):
+            if owner is None:
+                continue
             app = owner.setup_webserver()
             owner.setup_exception_middleware(app)
             found.append((app, port))
     return found
+
+
+def address(servers):
+    """Where the one server of an instance answers."""
+    (fields,) = servers.values()
+    return f"http://127.0.0.1:{fields['port']}"
 
 
 async def serve(names, model_url):
@@ -114,11 +126,10 @@ async def serve(names, model_url):
         if any(task.done() for task in running):
             raise SystemExit("a server ended before all of them answered")
         await asyncio.sleep(0.05)
-    urls = [f"http://127.0.0.1:{server.config.port}" for server in servers]
     told = {
-        "head": urls[0],
-        "resources": dict(zip(names, urls[1::2], strict=True)),
-        "agents": dict(zip(names, urls[2::2], strict=True)),
+        "head": f"http://127.0.0.1:{config['head_server']['port']}",
+        "resources": {name: address(config[name]["resources_servers"]) for name in names},
+        "agents": {name: address(config[f"{name}_agent"]["responses_api_agents"]) for name in names},
     }
     print(json.dumps(told), flush=True)
     await asyncio.gather(*running)
@@ -129,4 +140,5 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="+")
     parser.add_argument("--model-url", required=True)
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.names, arguments.model_url))
+    given = [name.partition("=") for name in arguments.names]
+    asyncio.run(serve({name: url or None for name, _, url in given}, arguments.model_url))

@@ -22,7 +22,7 @@ from gym_bridge.rollouts.plan import PlannedRollout, plan
 from gym_bridge.rollouts.players import LocalPlayer, Retries
 from gym_bridge.rollouts.sessions.seed_verify import SeedVerify
 from gym_bridge.rollouts.turn_loop import TurnLoop
-from gym_bridge.schemas.rollouts import FailureType, Group, Rollout, RolloutKey, Row
+from gym_bridge.schemas.rollouts import Failure, FailureType, Group, Rollout, RolloutKey, Row
 from gym_bridge.schemas.seams import ModelEndpoint, Turn, TurnRequest
 from tests.rollouts.stage import (
     CounterServer,
@@ -603,3 +603,40 @@ def test_the_tokens_of_called_off_members_are_counted():
     rollouts = cohort_rollouts(Cohorts(3, fails=1), num_tasks=1)
     called_off = [one for one in rollouts if one.failure and str(one.failure.type) == "cancelled"]
     assert [one.row["gym_bridge"]["num_input_tokens"] for one in called_off] == [10, 10]
+
+
+def test_calling_off_keeps_what_has_ended_and_cancels_the_rest():
+    async def script(request: TurnRequest) -> Turn:
+        await asyncio.sleep(30 if request.key.task_index >= 3 else 0.01 * request.key.task_index)
+        return turn(said("3"))
+
+    async def run() -> list[RolloutKey]:
+        found: list[RolloutKey] = []
+        endpoint = ScriptedEndpoint(script)
+        async with serving_counter() as (url, _), collecting(endpoint, url) as collector:
+            async for rollout in collector.rollouts(plan([counter_task()] * 20, num_repeats=1)):
+                found.append(rollout.key)
+                if len(found) == 1:
+                    await asyncio.sleep(0.3)  # two more end meanwhile
+                    collector.call_off()
+        assert endpoint.in_flight == 0
+        return found
+
+    assert sorted(asyncio.run(asyncio.wait_for(run(), 20))) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_the_wait_before_another_attempt_is_by_the_type_of_the_failure():
+    retries = Retries(backoff_s=1.0, max_backoff_s=8.0)
+
+    def waits(*kinds: FailureType, attempt: int = 0) -> tuple[float, float]:
+        failures = [Failure(type=kind, message="") for kind in kinds]
+        found = [retries.wait_s(attempt, failures) for _ in range(200)]
+        return min(found), max(found)
+
+    assert waits(FailureType.TIMEOUT) == (0.0, 0.0)
+    low, high = waits(FailureType.MODEL)
+    assert 0.5 <= low < 0.7 < 1.3 < high <= 1.5
+    low, high = waits(FailureType.JUDGE, FailureType.CANCELLED)
+    assert 2.0 <= low < 2.8 < 5.2 < high <= 6.0
+    assert waits(FailureType.MODEL, attempt=2000)[0] >= 4.0
+    assert waits(FailureType.MODEL, attempt=2000)[1] <= 12.0
