@@ -2,8 +2,8 @@
 
     python serve.py --model-url http://127.0.0.1:8000/v1 example_multi_step blackjack office=http://127.0.0.1:9000
 
-A name with an address is a resources server that runs elsewhere: NeMo Gym's SimpleAgent drives it. Prints one line of JSON when all of them
-answer: the head's URL, and by name those of the resources servers and their agents.
+A name with an address is a resources server that runs elsewhere: NeMo Gym's SimpleAgent drives it. Prints one line of JSON when
+all of them answer: the head's URL, and by name those of the resources servers and their agents.
 """
 
 import argparse
