@@ -19,16 +19,17 @@ ENTRY_POINTS = "gym_bridge.resource_servers"
 """The group in which a package names its servers: `my_game = "my_package.game:Game"`."""
 OURS = {
     "arithmetic": "gym_bridge.resource_servers.arithmetic.app:ArithmeticServer",
+    "calculator": "gym_bridge.resource_servers.calculator.app:CalculatorServer",
+    "code": "gym_bridge.resource_servers.code.app:CodeServer",
     "combine": "gym_bridge.resource_servers.combine.app:CombineServer",
+    "grid_world": "gym_bridge.resource_servers.grid_world.app:GridWorldServer",
     "judge": "gym_bridge.resource_servers.judge.app:JudgeServer",
     "math": "gym_bridge.resource_servers.math.app:MathServer",
-    "reasoning": "gym_bridge.resource_servers.reasoning.app:ReasoningServer",
-    "reward_model": "gym_bridge.resource_servers.reward_model.app:RewardModelServer",
-    "calculator": "gym_bridge.resource_servers.calculator.app:CalculatorServer",
-    "grid_world": "gym_bridge.resource_servers.grid_world.app:GridWorldServer",
     "multiple_choice": "gym_bridge.resource_servers.multiple_choice.app:MultipleChoiceServer",
     "number_game": "gym_bridge.resource_servers.number_game.app:NumberGameServer",
     "office": "gym_bridge.resource_servers.office.app:OfficeServer",
+    "reasoning": "gym_bridge.resource_servers.reasoning.app:ReasoningServer",
+    "reward_model": "gym_bridge.resource_servers.reward_model.app:RewardModelServer",
 }
 
 
