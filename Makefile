@@ -15,7 +15,7 @@ quickstart: $(VENV)/.train  ## the whole loop on a small real model
 test: $(VENV)/.dev  ## the plain test suite
 	$(BIN)/pytest -m "not slow and not gpu and not nemo_gym and not vllm"
 
-test-slow: $(VENV)/.dev  ## wheel, installation and real training
+test-slow: $(VENV)/.dev  ## wheel, installation, real training, kills, hostile programs
 	$(BIN)/pytest -m slow
 
 test-nemo-gym: $(VENV)/.dev nemo-gym-venv  ## against real NeMo Gym servers

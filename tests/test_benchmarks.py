@@ -9,6 +9,8 @@ from benchmarks import collect
 from benchmarks.event_loop_lag import EVERY_S, weighted_percentile
 from benchmarks.processes import null_server
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--turns", "1", "--rollouts", "20", "--concurrency", "4", "--in-flight", "20", "--model-delay-s", "0.1"]
 
 

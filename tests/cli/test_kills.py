@@ -19,6 +19,8 @@ from gym_bridge.resource_servers.http import application
 from gym_bridge.resource_servers.tools import tool
 from tests.rollouts.stage import Count, CounterServer
 
+pytestmark = pytest.mark.slow
+
 NUM_TASKS, NUM_REPEATS = 200, 2
 KILLS_A_CHAIN = 5
 PATIENCE_S = 60.0

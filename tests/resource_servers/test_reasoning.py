@@ -20,6 +20,8 @@ pytest.importorskip("reasoning_gym", reason="needs the servers extra: pip instal
 from gym_bridge.resource_servers.reasoning.answers import extract_answer, may_be_scored
 from gym_bridge.resource_servers.reasoning.app import ReasoningServer, Settings
 
+pytestmark = pytest.mark.slow
+
 HANGS = "9**9**9**9**9"
 
 

@@ -20,6 +20,8 @@ from gym_bridge.resource_servers.code.sandbox import Sandbox
 from tests.resource_servers.hostile import communication, files, information, operations, reward_cheats
 from tests.resource_servers.hostile.program import Hostile
 
+pytestmark = pytest.mark.slow
+
 CATEGORIES = {"information": information, "files": files, "communication": communication, "operations": operations}
 PROGRAMS = [one for category in CATEGORIES.values() for one in category.PROGRAMS]
 LIMITS = Limits(cpu_s=1, wall_s=6.0, memory_mib=256, num_processes=32, file_mib=8, disk_mib=16, output_kib=256)
