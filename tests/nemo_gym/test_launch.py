@@ -1,11 +1,13 @@
 """NeMo Gym's own launcher, Ray and all, started and ended by ours."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gym_bridge.cli.main import main
 from gym_bridge.rollouts.http import HttpClient
 from gym_bridge.rollouts.sessions.agent import Agent
 from gym_bridge.rollouts.sessions.head import read_head
@@ -56,3 +58,27 @@ def test_nemo_gym_is_started_plays_and_is_ended(
     assert "The weather in SF is cold." in rows[0]["response"]["output"][1]["output"]
     with pytest.raises(httpx.ConnectError):
         httpx.get(process.head_url, trust_env=False)
+
+
+def test_collect_starts_nemo_gym_for_the_run_and_ends_it(
+    nemo_gym_venv: Path, model_server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for folder in FOLDERS:
+        (tmp_path / "venvs" / folder).mkdir(parents=True)
+        (tmp_path / "venvs" / folder / ".venv").symlink_to(nemo_gym_venv)
+    (tmp_path / "here.yaml").write_text(f"skip_venv_if_present: true\nuv_venv_dir: {tmp_path / 'venvs'}\n")
+    (tmp_path / "tasks.jsonl").write_text((json.dumps(TASK) + "\n") * 3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("GYM_BRIDGE_NEMO_GYM_VENV", str(nemo_gym_venv))
+    model_server.scripts = {TASK["responses_create_params"]["input"]: [[called("get_weather", {"city": "SF"})], [said("cold")]]}
+    configs = [f"resources_servers/{NAME}/configs/{NAME}.yaml", "responses_api_models/openai_model/configs/openai_model.yaml"]
+    argv = ["collect", "--input", "tasks.jsonl", "--output", "out/r.jsonl", "--quiet"]
+    argv += [word for config in [*configs, str(tmp_path / "here.yaml")] for word in ("--gym-config", config)]
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--model-url", f"{model_server.url}/v1", "--model", "scripted"])
+    assert not ended.value.code
+    rows = [json.loads(line) for line in (tmp_path / "out" / "r.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in rows] == [1.0] * 3
+    assert {row["agent_ref"]["name"] for row in rows} == {f"{NAME}_simple_agent"}
+    assert (tmp_path / "out" / "r_nemo_gym.log").stat().st_size > 0
