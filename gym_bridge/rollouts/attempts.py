@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from dataclasses import dataclass, field
 
 from gym_bridge.io.inline_tokens import with_inline_tokens
@@ -18,6 +19,7 @@ Unit = tuple[PlannedRollout, ...]
 """What is started and tried again as one: a rollout, or the rollouts of a task as a cohort."""
 
 CALLED_OFF = Failure(type=FailureType.CANCELLED, message="another rollout of its cohort failed")
+NO_COORDINATES: Row = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,10 @@ class Attempts:
         if len(unit) == 1:
             return [await self.one(unit[0], attempt)]
         plays = [Play(attempt=attempt) for _ in unit]
-        playing = [asyncio.create_task(self.one(planned, attempt, play)) for planned, play in zip(unit, plays, strict=True)]
+        playing = [
+            asyncio.create_task(self.one(planned, attempt, play=play, coordinates=coordinates))
+            for planned, play, coordinates in zip(unit, plays, _coordinates(len(unit)), strict=True)
+        ]
         try:
             for task in asyncio.as_completed(playing):
                 if (await task).rollout.failure is not None:
@@ -62,8 +67,10 @@ class Attempts:
             for planned, play, one in zip(unit, plays, outcomes, strict=True)
         ]
 
-    async def one(self, planned: PlannedRollout, attempt: int, play: Play | None = None) -> Attempted:
-        """One attempt in a fresh session; `play` is filled on the way."""
+    async def one(
+        self, planned: PlannedRollout, attempt: int, *, play: Play | None = None, coordinates: Row = NO_COORDINATES
+    ) -> Attempted:
+        """One attempt in a fresh session; `play` is filled on the way. `coordinates` are sent with the task, and are not kept."""
         if planned.problem is not None:
             failure = Failure(type=FailureType.INVALID_ROW, message=planned.problem, terminal=True)
             return Attempted(rollout=failed(planned, attempt, failure))
@@ -72,8 +79,11 @@ class Attempts:
         self.watchdog.enter(play)
         try:
             async with asyncio.timeout(self.timeout_s):
-                played = await self.environment.play(planned.row, planned.key, play)
+                played = await self.environment.play({**planned.row, **coordinates}, planned.key, play)
             row = finished_row(played, play, planned.key, attempt=attempt, elapsed_s=time.monotonic() - started)
+            for name in coordinates:
+                row.pop(name, None)
+            row |= {name: planned.row[name] for name in coordinates if name in planned.row}
             turns = tuple(play.turns)
             if self.inline_token_ids and turns:
                 row, turns = with_inline_tokens(row, turns, play.last_items), ()
@@ -88,6 +98,17 @@ class Attempts:
             self.watchdog.leave(play)
         rollout = failed(planned, attempt, failure, play=play, elapsed_s=time.monotonic() - started)
         return Attempted(rollout=rollout, error=error)
+
+
+def _coordinates(size: int) -> list[Row]:
+    """What NeMo Gym's verifiers tell groups and their members apart by, for each of `size` members.
+
+    A verifier keeps what came from those that were called off or killed, and compares it with nothing but its own group. So each
+    attempt is a group of its own, although the contract has a number for that too: a killed run could not go on counting.
+    """
+    group = uuid.uuid4().hex
+    shared = {"_ng_group_id": group, "_ng_group_attempt": 0, "_ng_cohort_failure_mode": "row"}
+    return [{**shared, "_ng_group_member_index": index} for index in range(size)]
 
 
 def _line_of(row: Row) -> bytes:

@@ -29,16 +29,18 @@ async def collect_into(
     timer = asyncio.create_task(_call_off_after(time_budget_s, collector, out_of_time))
     syncing = asyncio.create_task(_sync_every(log, SYNC_S))
     try:
-        async with aclosing(collector.rollouts(planned)) as attempts:
-            async for rollout in attempts:
-                seen = watch.see(rollout)
-                stop = stop if stop is not None and stop.failed else seen or stop
-                if not log.outcomes.is_written(rollout.key):  # else it was played again for the sake of its cohort
-                    log.append(rollout)
+        async with aclosing(collector.attempts(planned)) as attempts:
+            async for attempt in attempts:
+                for rollout in attempt:
+                    seen = watch.see(rollout)
+                    stop = stop if stop is not None and stop.failed else seen or stop
+                # One that has its row was played again for the sake of its cohort.
+                new = [rollout for rollout in attempt if not log.outcomes.is_written(rollout.key)]
+                log.append_group(new)
                 if syncing.done():
                     syncing.result()  # a full disk, which ends the collection
                 numbers = {"reward": log.mean_reward, "failed attempts": watch.num_failed}
-                progress.advance(numbers, count=rollout.failure is None)
+                progress.advance(numbers, count=sum(rollout.failure is None for rollout in new))
                 if stop is not None and stop.failed:
                     collector.call_off()
                 elif stop is not None:

@@ -4,13 +4,15 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from gym_bridge.rollouts.attempts import Unit
 from gym_bridge.rollouts.concurrency import Concurrency
 from gym_bridge.rollouts.plan import PlannedRollout, plan
-from gym_bridge.rollouts.players import MAX_REFUSALS, Ended, Player
+from gym_bridge.rollouts.players import MAX_REFUSALS, Player
 from gym_bridge.schemas.rollouts import Group, Rollout, Row
 
 STARTS_AT_ONCE = 16
@@ -45,22 +47,30 @@ class RolloutCollector:
 
         A task's rollouts are numbered from its `_ng_rollout_index`, or from 0. Raises ServerError when a server is gone.
         """
-        members: dict[int, list[Ended]] = defaultdict(list)
-        async with aclosing(self._ended(plan(tasks, num_repeats=group_size))) as ended:
-            async for one in ended:
-                group = members[one.planned.group]
-                group.append(one)
-                if len(group) == group_size:
-                    yield _group(members.pop(one.planned.group))
+        last: dict[int, list[Rollout]] = defaultdict(list)
+        retried: dict[int, list[Rollout]] = defaultdict(list)
+        async with aclosing(self._ended(plan(tasks, num_repeats=group_size))) as attempts:
+            async for attempt in attempts:
+                group = attempt.unit[0].group
+                (last if attempt.is_last else retried)[group] += attempt.rollouts
+                if len(last[group]) == group_size:
+                    yield _group(last.pop(group), retried.pop(group, []))
 
-    async def rollouts(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[Rollout, None]:
-        """Every planned rollout, in order of completion; failed attempts that are tried again come out as well, before it.
+    async def attempts(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[Sequence[Rollout], None]:
+        """Every attempt at what is planned, when it ends; those at the members of a cohort come out together.
 
         `planned` is read as rollouts finish. Raises ServerError when a server is gone or turns us away.
         """
-        async with aclosing(self._ended(planned)) as ended:
-            async for one in ended:
-                for rollout in one.attempts:
+        async with aclosing(self._ended(planned)) as attempts:
+            async for attempt in attempts:
+                if attempt.rollouts:
+                    yield attempt.rollouts
+
+    async def rollouts(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[Rollout, None]:
+        """The same, one by one."""
+        async with aclosing(self.attempts(planned)) as attempts:
+            async for attempt in attempts:
+                for rollout in attempt:
                     yield rollout
 
     def drain(self) -> None:
@@ -77,7 +87,7 @@ class RolloutCollector:
         """Release connections."""
         await self._player.close()
 
-    async def _ended(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator[Ended, None]:
+    async def _ended(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator["_EndedAttempt", None]:
         units, flight = _Units(planned, cohorts=self._cohorts), _InFlight(self._player)
         self._flight = flight
         beside_it = [asyncio.create_task(one()) for one in (self._player.watch, *self._beside)]
@@ -86,16 +96,14 @@ class RolloutCollector:
                 num_started = self._start(units, flight)
                 if not flight.running:
                     return
-                if num_started == STARTS_AT_ONCE and flight.finished.empty():
+                if num_started == STARTS_AT_ONCE and flight.ended.empty():
                     await asyncio.sleep(0)
                     continue
-                task = await flight.next_finished()
-                for one in flight.ended_beside(task):
-                    self._see(one)
-                    yield one
-                for one in task.result() if not task.cancelled() else ():
-                    self._see(one)
-                    yield one
+                for attempt in await flight.next_ended():
+                    self._see(attempt)
+                    yield attempt
+                if flight.error is not None:
+                    raise flight.error
         finally:
             for task in (*beside_it, *flight.running):
                 task.cancel()
@@ -114,44 +122,61 @@ class RolloutCollector:
         alone = self._preflight and not self._one_succeeded and self._num_ended < MAX_REFUSALS
         return 1 if alone else self._concurrency.limit
 
-    def _see(self, ended: Ended) -> None:
-        self._num_ended += 1
-        for attempt in ended.attempts:
-            self._one_succeeded |= attempt.failure is None
-            self._concurrency.ended(attempt)
+    def _see(self, attempt: "_EndedAttempt") -> None:
+        self._num_ended += attempt.is_last
+        for rollout in attempt.rollouts:
+            self._one_succeeded |= rollout.failure is None
+            self._concurrency.ended(rollout)
+
+
+@dataclass(frozen=True, slots=True)
+class _EndedAttempt:
+    """An attempt at a unit, with a rollout for each member; the last one ends the unit, and has none when it was called off."""
+
+    unit: Unit
+    rollouts: Sequence[Rollout]
+    is_last: bool
 
 
 class _InFlight:
-    """The units that are being played, and those that have ended since somebody asked."""
+    """The units that are being played, and the attempts at them that have ended since somebody asked."""
 
     def __init__(self, player: Player):
         self._player = player
-        self.running: dict[asyncio.Task[list[Ended]], int] = {}
-        self.finished: asyncio.Queue[asyncio.Task[list[Ended]]] = asyncio.Queue()
+        self.running: dict[asyncio.Task[Sequence[Rollout]], Unit] = {}
+        self.ended: asyncio.Queue[_EndedAttempt | asyncio.Task[Sequence[Rollout]]] = asyncio.Queue()
         self.num_rollouts = 0
+        self.error: BaseException | None = None
+        """What ended the play."""
 
     def start(self, unit: Unit) -> None:
         """Play a unit."""
-        task = asyncio.create_task(self._player.play(unit))
-        task.add_done_callback(self.finished.put_nowait)
-        self.running[task] = len(unit)
+        retried = partial(self._retried, unit)
+        task = asyncio.create_task(self._player.play(unit, retried))
+        task.add_done_callback(self.ended.put_nowait)
+        self.running[task] = unit
         self.num_rollouts += len(unit)
 
-    async def next_finished(self) -> asyncio.Task[list[Ended]]:
-        """The next one that ends, which is in flight no more."""
-        task = await self.finished.get()
-        self.num_rollouts -= self.running.pop(task)
-        return task
+    async def next_ended(self) -> list[_EndedAttempt]:
+        """The attempt that ended next; beside one that ends the play by its `error` all that have ended, for they would be lost."""
+        found = [self._taken(await self.ended.get())]
+        while self.error is not None and not self.ended.empty():
+            found.append(self._taken(self.ended.get_nowait()))
+        return found
 
-    def ended_beside(self, task: asyncio.Task[list[Ended]]) -> list[Ended]:
-        """What ended beside a task that ends the play by an error, and would be lost."""
-        if task.cancelled() or task.exception() is None:
-            return []
-        kept: list[Ended] = []
-        while not self.finished.empty():
-            other = self.finished.get_nowait()
-            kept += other.result() if not other.cancelled() and other.exception() is None else []
-        return kept
+    def _retried(self, unit: Unit, rollouts: Sequence[Rollout]) -> None:
+        self.ended.put_nowait(_EndedAttempt(unit, rollouts, is_last=False))
+
+    def _taken(self, ended: _EndedAttempt | asyncio.Task[Sequence[Rollout]]) -> _EndedAttempt:
+        """An attempt out of the queue; the unit that it ends is in flight no more."""
+        if isinstance(ended, _EndedAttempt):
+            return ended
+        unit = self.running.pop(ended)
+        self.num_rollouts -= len(unit)
+        error = None if ended.cancelled() else ended.exception()
+        self.error = self.error or error
+        rollouts = [] if ended.cancelled() or error is not None else ended.result()
+        return _EndedAttempt(unit, rollouts, is_last=True)
 
     def call_off(self) -> None:
         """Cancel what has not ended."""
@@ -182,10 +207,9 @@ def _by_group(planned: Iterable[PlannedRollout]) -> Iterator[Unit]:
     return (tuple(members) for _, members in groupby(planned, key=lambda one: one.group))
 
 
-def _group(members: list[Ended]) -> Group:
-    ordered = sorted(members, key=lambda one: one.planned.key)
+def _group(members: list[Rollout], retried: list[Rollout]) -> Group:
     return Group(
-        task_index=ordered[0].planned.key.task_index,
-        rollouts=tuple(one.attempts[-1] for one in ordered),
-        retried=tuple(attempt for one in ordered for attempt in one.attempts[:-1]),
+        task_index=members[0].key.task_index,
+        rollouts=tuple(sorted(members, key=lambda one: one.key)),
+        retried=tuple(sorted(retried, key=lambda one: (one.key, one.attempt))),
     )

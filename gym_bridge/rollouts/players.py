@@ -4,14 +4,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from gym_bridge.errors import ServerError
 from gym_bridge.rollouts.attempts import Attempted, Attempts, Unit
 from gym_bridge.rollouts.failing import RolloutError
-from gym_bridge.rollouts.plan import PlannedRollout
 from gym_bridge.schemas.rollouts import Failure, FailureType, Rollout
 
 log = logging.getLogger(__name__)
@@ -22,19 +21,18 @@ BACKOFF_FACTORS = {FailureType.TIMEOUT: 0.0, FailureType.CANCELLED: 0.0, Failure
 MAX_RETRY_AFTER_S = 600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A planned rollout with all attempts at it; the last one is its end."""
-
-    planned: PlannedRollout
-    attempts: list[Rollout]
+Retried = Callable[[Sequence[Rollout]], None]
+"""Told of an attempt at a unit that is to be tried again, once it ends: a rollout for each member."""
 
 
 class Player(Protocol):
     """Plays any number of units at once."""
 
-    async def play(self, unit: Unit) -> list[Ended]:
-        """All attempts at a unit. Raises ServerError when a server is gone: attempts at it tell nothing of the rollout."""
+    async def play(self, unit: Unit, retried: Retried) -> Sequence[Rollout]:
+        """The last attempt at a unit, a rollout for each member; none where earlier runs made all. Those before go to `retried`.
+
+        Raises ServerError when a server is gone: attempts at it tell nothing of the rollout.
+        """
         ...
 
     async def watch(self) -> None:
@@ -89,9 +87,8 @@ class LocalPlayer:
         """A rollout has succeeded elsewhere, or earlier: what turns us away now is not a wrong setting."""
         self._one_succeeded = True
 
-    async def play(self, unit: Unit) -> list[Ended]:
+    async def play(self, unit: Unit, retried: Retried) -> Sequence[Rollout]:
         """As `Player.play`."""
-        ended = [Ended(planned=one, attempts=[]) for one in unit]
         attempt = first = max(one.first_attempt for one in unit)
         num_away = 0
         while attempt < self._retries.max_attempts:
@@ -103,15 +100,14 @@ class LocalPlayer:
                 await asyncio.sleep(self._retries.wait_s(num_away - 1))
                 continue
             self._away_since = None
-            for one, outcome in zip(ended, attempted, strict=True):
-                one.attempts.append(outcome.rollout)
-            if self._is_over(attempted):
-                break
             attempt += 1
-            if attempt < self._retries.max_attempts:
-                failures = [one.rollout.failure for one in attempted if one.rollout.failure is not None]
-                await asyncio.sleep(max(self._retries.wait_s(attempt - 1, failures), _asked_for_s(attempted)))
-        return ended
+            rollouts = [one.rollout for one in attempted]
+            if self._is_over(attempted) or attempt == self._retries.max_attempts:
+                return rollouts
+            retried(rollouts)
+            failures = [one.failure for one in rollouts if one.failure is not None]
+            await asyncio.sleep(max(self._retries.wait_s(attempt - 1, failures), _asked_for_s(attempted)))
+        return []
 
     async def watch(self) -> None:
         """Warn of stalls."""

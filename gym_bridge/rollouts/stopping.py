@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gym_bridge.rollouts.attempts import CALLED_OFF
 from gym_bridge.schemas.rollouts import Rollout
 
 LEAST_FAILURES = 64
@@ -51,11 +52,13 @@ class StopWatch:
         return (self.input_tokens * self.rules.input_price + self.output_tokens * self.rules.output_price) / 1e6
 
     def see(self, rollout: Rollout) -> Stop | None:
-        """Take one attempt."""
-        self.num_ended += 1
+        """Take one attempt. Of one that was called off the tokens count alone: it tells of nothing that its sibling does not."""
         fields = rollout.row["gym_bridge"]
         self.input_tokens += fields["num_input_tokens"]
         self.output_tokens += fields["num_output_tokens"]
+        if rollout.failure == CALLED_OFF:
+            return self._spent()
+        self.num_ended += 1
         if rollout.failure is None:
             self.num_consecutive = 0
         else:

@@ -1,4 +1,4 @@
-"""Several processes that play: units go out and ended rollouts come back over a socket pair a process.
+"""Several processes that play: units go out and ended attempts come back over a socket pair a process.
 
 A frame is 4 bytes of length and a pickle; both ends are this program. A worker ends when its socket does, so that none outlives
 the process that started it.
@@ -11,7 +11,7 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gym_bridge.errors import GymBridgeError, ServerError
 from gym_bridge.io.jsonl import dump_line
 from gym_bridge.rollouts import event_loop
 from gym_bridge.rollouts.attempts import Unit
-from gym_bridge.rollouts.players import Ended, LocalPlayer
+from gym_bridge.rollouts.players import LocalPlayer, Retried
 from gym_bridge.schemas.rollouts import Rollout
 
 STOP_TIMEOUT_S = 10.0
@@ -34,7 +34,7 @@ class _Worker:
 
     def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.process, self._reader, self._writer = process, reader, writer
-        self._waiting: dict[int, asyncio.Future[list[Ended]]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Sequence[Rollout]], Retried]] = {}
         self._numbers = itertools.count(1)
         self._died: GymBridgeError | None = None
         self._reading = asyncio.create_task(self._read_answers())
@@ -44,15 +44,16 @@ class _Worker:
         """Units that it plays."""
         return len(self._waiting)
 
-    async def play(self, unit: Unit, *, trusted: bool) -> list[Ended]:
+    async def play(self, unit: Unit, retried: Retried, *, trusted: bool) -> Sequence[Rollout]:
         """As `Player.play`; raises as well what the worker died of."""
         if self._died is not None:
             raise self._died
         number = next(self._numbers)
-        self._waiting[number] = asyncio.get_running_loop().create_future()
+        last: asyncio.Future[Sequence[Rollout]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = last, retried
         _write(self._writer, (number, unit, trusted))
         try:
-            return await self._waiting[number]
+            return await last
         finally:
             del self._waiting[number]
 
@@ -71,23 +72,25 @@ class _Worker:
         """Hand out what the worker sends; when it dies, everyone who waits for it, now or later, hears so."""
         try:
             while True:
-                number, answer = await _read(self._reader)
+                number, is_last, answer = await _read(self._reader)
                 if number == OPENING:
                     self._die(answer)
-                elif (future := self._waiting.get(number)) is not None and not future.done():
-                    _settle(future, answer)
+                elif (waiting := self._waiting.get(number)) is not None:
+                    last, retried = waiting
+                    _settle(last, answer) if is_last else retried(answer)
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await asyncio.to_thread(self.process.wait)
             self._die(ServerError(f"a worker process died (exit code {code})", url=f"process {self.process.pid}"))
 
     def _die(self, error: GymBridgeError) -> None:
         self._died = self._died or error
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(self._died)
+        for last, _ in self._waiting.values():
+            _settle(last, self._died)
 
 
-def _settle(future: "asyncio.Future[list[Ended]]", answer: Any) -> None:
+def _settle(future: asyncio.Future[Sequence[Rollout]], answer: Any) -> None:
+    if future.done():
+        return
     if isinstance(answer, BaseException):
         future.set_exception(answer)
     else:
@@ -103,15 +106,15 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._starting = asyncio.Lock()
 
-    async def play(self, unit: Unit) -> list[Ended]:
+    async def play(self, unit: Unit, retried: Retried) -> Sequence[Rollout]:
         """As `Player.play`. Raises ServerError as well when a worker dies."""
         async with self._starting:
             while len(self._workers) < self._num_workers:
                 self._workers.append(await self._start())
         worker = min(self._workers, key=lambda one: one.num_waiting)
-        ended = await worker.play(unit, trusted=self._trusted)
-        self._trusted |= all(one.attempts and one.attempts[-1].failure is None for one in ended)
-        return ended
+        last = await worker.play(unit, retried, trusted=self._trusted)
+        self._trusted |= bool(last) and all(one.failure is None for one in last)
+        return last
 
     async def watch(self) -> None:
         """The workers watch for themselves."""
@@ -154,7 +157,7 @@ async def _serve(parent: socket.socket) -> None:
             number, unit, trusted = await _read(reader)
             if trusted:
                 player.trust()
-            task = asyncio.create_task(_answer(number, player.play(unit), writer))
+            task = asyncio.create_task(_answer(number, unit, player, writer))
             playing.add(task)
             task.add_done_callback(playing.discard)
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -172,21 +175,22 @@ async def _opened(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     try:
         return open_player()
     except GymBridgeError as error:
-        _write(writer, (OPENING, error))
+        _write(writer, (OPENING, True, error))
         while True:
             await _read(reader)
 
 
-async def _answer(number: int, play: Coroutine[Any, Any, list[Ended]], writer: asyncio.StreamWriter) -> None:
+async def _answer(number: int, unit: Unit, player: LocalPlayer, writer: asyncio.StreamWriter) -> None:
+    def tell(rollouts: Sequence[Rollout], *, is_last: bool = False) -> None:
+        _write(writer, (number, is_last, [_slim(one) for one in rollouts]))
+
     try:
-        answer: Any = [
-            Ended(planned=replace(one.planned, row={}), attempts=[_slim(attempt) for attempt in one.attempts]) for one in await play
-        ]
+        tell(await player.play(unit, tell), is_last=True)
     except GymBridgeError as error:
-        answer = error
+        _write(writer, (number, True, error))
     except Exception as error:  # the door of a worker: whoever waits for this unit would wait for ever
-        answer = ServerError(f"a worker failed: {type(error).__name__}: {error}", url=f"process {os.getpid()}")
-    _write(writer, (number, answer))
+        message = f"a worker failed: {type(error).__name__}: {error}"
+        _write(writer, (number, True, ServerError(message, url=f"process {os.getpid()}")))
 
 
 def _slim(rollout: Rollout) -> Rollout:

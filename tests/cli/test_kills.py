@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gym_bridge.resource_servers.http import application
 from gym_bridge.resource_servers.tools import tool
@@ -40,11 +41,13 @@ class QuickCounter(CounterServer):
 class Counted:
     """A resource server and a chat endpoint in a thread. What the model says depends on what it is asked alone.
 
-    By a checksum of the task and the seed it counts rightly, wrongly, says too much, or finds the prompt too long.
+    By a checksum of the task and the seed it counts rightly, wrongly, says too much, or finds the prompt too long. A server that
+    does not verify asks to be left alone for ten minutes.
     """
 
-    def __init__(self):
-        self.num_calls = 0
+    def __init__(self, *, verifies: bool = True):
+        self.num_calls = self.num_refused = 0
+        self._verifies = verifies
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -61,6 +64,7 @@ class Counted:
     def _serve(self) -> None:
         app = application(QuickCounter())
         app.router.add_post("/v1/chat/completions", self._answer)
+        app.middlewares.append(self._refusing)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         self._loop.run_until_complete(runner.setup())
         self._loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
@@ -69,6 +73,13 @@ class Counted:
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
         self._loop.close()
+
+    @web.middleware
+    async def _refusing(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path != "/verify" or self._verifies:
+            return await handler(request)
+        self.num_refused += 1
+        return web.Response(status=503, headers={"Retry-After": "600"})
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -242,3 +253,22 @@ def test_a_server_that_was_started_for_the_run_ends_when_the_run_is_killed(
     for pid in filter(is_running, children):
         os.kill(pid, signal.SIGKILL)
     assert ended, "processes are left behind"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_kill_between_two_attempts_forgets_none(workers: int, child, counting_tasks: Path, tmp_path: Path):
+    tasks, output = tmp_path / "task.jsonl", tmp_path / "r.jsonl"
+    tasks.write_text(counting_tasks.read_text().splitlines()[0] + "\n")
+    failures = tmp_path / "r_failures.jsonl"
+    with Counted(verifies=False) as servers:
+        argv = [*command(tasks, output, server=servers.url, model_url=servers.url, workers=workers), "--max-attempts", 2]
+        argv[argv.index("--num-repeats") + 1] = 1
+        collect = child(*argv)
+        assert wait_until(lambda: failures.exists() and failures.stat().st_size > 0, seconds=PATIENCE_S)
+        assert collect.process.poll() is None
+        collect.kill()
+        assert [row["_ng_attempt_index"] for row in map(json.loads, failures.read_text().splitlines())] == [0]
+        ended = child(*argv).ended()
+        assert servers.num_refused == 2
+    assert "1 requested = 0 completed + 0 truncated + 1 verify_error" in ended.err
+    assert [row["_ng_attempt_index"] for row in map(json.loads, failures.read_text().splitlines())] == [0, 1]

@@ -6,13 +6,18 @@ import socket
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from gym_bridge.errors import DataError, ServerError
+from gym_bridge.io.progress import Progress
+from gym_bridge.io.rollout_log import RolloutLog
 from gym_bridge.rollouts.attempts import Attempts
+from gym_bridge.rollouts.collecting import collect_into
 from gym_bridge.rollouts.collector import RolloutCollector
 from gym_bridge.rollouts.concurrency import FixedConcurrency
 from gym_bridge.rollouts.http import HttpClient
@@ -21,6 +26,7 @@ from gym_bridge.rollouts.models.model_http import EndpointError
 from gym_bridge.rollouts.plan import PlannedRollout, plan
 from gym_bridge.rollouts.players import LocalPlayer, Retries
 from gym_bridge.rollouts.sessions.seed_verify import SeedVerify
+from gym_bridge.rollouts.stopping import StopRules
 from gym_bridge.rollouts.turn_loop import TurnLoop
 from gym_bridge.schemas.rollouts import Failure, FailureType, Group, Rollout, RolloutKey, Row
 from gym_bridge.schemas.seams import ModelEndpoint, Turn, TurnRequest
@@ -46,6 +52,7 @@ def collector_of(
     max_attempts: int = 3,
     timeout_s: float = 20.0,
     patience_s: float = 0.1,
+    backoff_s: float = 0.01,
     **options: Any,
 ) -> RolloutCollector:
     """A collector that waits 10 ms before a second attempt."""
@@ -54,7 +61,7 @@ def collector_of(
     environment = SeedVerify(url=url, http=http, loop=loop, request_timeout_s=timeout_s)
     player = LocalPlayer(
         Attempts(environment=environment, timeout_s=timeout_s),
-        retries=Retries(max_attempts=max_attempts, backoff_s=0.01),
+        retries=Retries(max_attempts=max_attempts, backoff_s=backoff_s, max_backoff_s=backoff_s),
         patience_s=patience_s,
         closers=[http.close],
     )
@@ -201,6 +208,41 @@ def test_a_retry_has_a_fresh_session_and_every_failed_attempt_comes_out_before_i
     ]
     assert [one.row.get("_ng_attempt_index") for one in rollouts] == [0, 1, None]
     assert rollouts[2].row["gym_bridge"]["attempt"] == 2
+
+
+def test_an_attempt_comes_out_when_it_ends_and_not_when_its_rollout_does():
+    async def run() -> list[Rollout]:
+        failing = verifier(lambda row, asked: 503 if row["_ng_task_index"] else {"reward": 1})
+        async with serving(failing) as url:
+            collector = collector_of(ScriptedEndpoint(in_order(turn(said("x")))), url, backoff_s=3600.0)
+            found: list[Rollout] = []
+            async for attempt in collector.attempts(plan([counter_task()] * 3, num_repeats=1)):
+                found += attempt
+                if len(found) == 3:
+                    collector.call_off()  # two wait for an hour before their second attempt
+            await collector.close()
+            return found
+
+    found = asyncio.run(asyncio.wait_for(run(), 20))
+    assert sorted((one.key.task_index, one.attempt, one.reward) for one in found) == [(0, 0, 1.0), (1, 0, None), (2, 0, None)]
+
+
+def test_attempts_before_a_server_went_away_are_not_lost():
+    found: list[tuple[RolloutKey, int]] = []
+
+    def script(request: TurnRequest) -> Turn:
+        if found:
+            raise GoneError("connection refused", url="http://model:1")
+        raise ServerError("no", url="http://model", status=500)
+
+    async def run() -> None:
+        async with serving_counter() as (url, _), collecting(ScriptedEndpoint(script), url) as collector:
+            async for rollout in collector.rollouts(plan([counter_task()], num_repeats=1)):
+                found.append((rollout.key, rollout.attempt))
+
+    with pytest.raises(ServerError, match="gone: connection refused"):
+        asyncio.run(run())
+    assert found == [((0, 0), 0)]
 
 
 def test_attempts_end_at_max_attempts_and_count_those_of_earlier_runs():
@@ -446,7 +488,9 @@ class Cohorts:
         return app
 
 
-def cohort_rollouts(cohorts: Cohorts, *, num_tasks: int, **options: Any) -> list[Rollout]:
+def cohort_rollouts(cohorts: Cohorts, *, num_tasks: int, first_attempts: Sequence[int] = (), **options: Any) -> list[Rollout]:
+    """Everything that comes out; the members of the first task have been tried `first_attempts` times."""
+
     async def run() -> list[Rollout]:
         runner = web.AppRunner(cohorts.application(), handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
@@ -454,7 +498,10 @@ def cohort_rollouts(cohorts: Cohorts, *, num_tasks: int, **options: Any) -> list
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         try:
             async with collecting(ScriptedEndpoint(in_order(turn(said("x")))), url, cohorts=True, **options) as collector:
-                planned = plan([counter_task()] * num_tasks, num_repeats=cohorts.size)
+                planned = list(plan([counter_task()] * num_tasks, num_repeats=cohorts.size))
+                planned[: len(first_attempts)] = [
+                    replace(one, first_attempt=first) for one, first in zip(planned, first_attempts, strict=False)
+                ]
                 return [one async for one in collector.rollouts(planned)]
         finally:
             await runner.cleanup()
@@ -471,9 +518,37 @@ def test_cohorts_never_deadlock_whatever_the_concurrency(concurrency: int):
 
 def test_a_cohort_whose_member_fails_is_tried_again_whole():
     rollouts = cohort_rollouts(Cohorts(3, fails=1), num_tasks=1)
-    first, second = rollouts[0::2], rollouts[1::2]
+    first, second = rollouts[:3], rollouts[3:]
     assert [(one.key.rollout_index, one.attempt, one.reward) for one in second] == [(index, 1, 1.0) for index in range(3)]
     assert sorted(str(one.failure.type) for one in first if one.failure) == ["cancelled", "cancelled", "verify_error"]
+
+
+def test_a_resumed_cohort_has_the_attempts_left_to_the_member_that_was_tried_most():
+    rollouts = cohort_rollouts(Cohorts(3, fails=1), num_tasks=1, first_attempts=(0, 2, 1))
+    assert sorted((one.key.rollout_index, one.attempt) for one in rollouts) == [(0, 2), (1, 2), (2, 2)]
+    assert all(one.failure is not None for one in rollouts)
+    assert not cohort_rollouts(Cohorts(3), num_tasks=1, first_attempts=(0, 3, 1))
+
+
+def test_the_rows_of_a_cohort_reach_the_disk_together(tmp_path: Path):
+    num_rows: list[int] = []
+
+    class Watched(RolloutLog):
+        def sync(self) -> None:
+            super().sync()
+            num_rows.append(sum(1 for _ in self.rows()))
+
+    async def run() -> None:
+        planned = plan([counter_task()] * 30, num_repeats=3)
+        endpoint, app = ScriptedEndpoint(in_order(turn(said("x")))), verifier(lambda row, asked: {"reward": 1})
+        with Watched(tmp_path / "r.jsonl", identity={}) as log, Progress("x", total=None, quiet=True) as progress:
+            async with serving(app) as url, collecting(endpoint, url, cohorts=True) as collector:
+                await collect_into(log, collector, planned, rules=StopRules(), progress=progress)
+
+    asyncio.run(run())
+    assert num_rows[-1] == 90
+    assert any(0 < count < 90 for count in num_rows)
+    assert all(count % 3 == 0 for count in num_rows)
 
 
 def test_draining_starts_nothing_more_and_keeps_what_is_in_flight():
@@ -525,6 +600,7 @@ def test_a_task_without_an_input_fails_alone_and_is_not_tried_again():
     planned = list(plan([{"responses_create_params": {"tools": []}}, counter_task(expected=3)], num_repeats=1))
     rollouts = rollouts_of(verifier(lambda row, asked: {"reward": 1}), planned, in_order(turn(said("x"))))
     failed = next(one for one in rollouts if one.failure)
+    assert failed.failure is not None
     assert (failed.key, failed.failure.type, failed.failure.terminal) == ((0, 0), FailureType.INVALID_ROW, True)
     assert failed.row["reward"] is None
     assert [one.key for one in rollouts if not one.failure] == [(1, 0)]

@@ -11,7 +11,7 @@ from gym_bridge.rollouts.attempts import Unit
 from gym_bridge.rollouts.collector import RolloutCollector
 from gym_bridge.rollouts.concurrency import AutoConcurrency, FixedConcurrency
 from gym_bridge.rollouts.plan import PlannedRollout
-from gym_bridge.rollouts.players import Ended
+from gym_bridge.rollouts.players import Retried
 from gym_bridge.schemas.rollouts import Failure, FailureType, Rollout, RolloutKey
 
 GOOD = Rollout(key=RolloutKey(0, 0), attempt=0, row={"reward": 1.0, "gym_bridge": {}})
@@ -108,7 +108,7 @@ class Saturating:
         self._free = [0.0] * at_once
         self._ends: list[tuple[float, int, asyncio.Future[None]]] = []
 
-    async def play(self, unit: Unit) -> list[Ended]:
+    async def play(self, unit: Unit, retried: Retried) -> list[Rollout]:
         """Wait for a place, then for its end."""
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -118,7 +118,7 @@ class Saturating:
         heapq.heappush(self._ends, (end, id(over), over))
         await over
         self.in_flight -= 1
-        return [Ended(planned=one, attempts=[GOOD]) for one in unit]
+        return [GOOD for _ in unit]
 
     async def watch(self) -> None:
         """Let time pass: to the next end, whenever nothing else is left to be done."""

@@ -1,7 +1,9 @@
 """What ends a collection early: failures that will not stop, and budgets that are spent."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from gym_bridge.errors import ServerError
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.rollout_log import RolloutLog
-from gym_bridge.rollouts.attempts import Attempts
+from gym_bridge.rollouts.attempts import CALLED_OFF, Attempts
 from gym_bridge.rollouts.collecting import collect_into
 from gym_bridge.rollouts.collector import RolloutCollector
 from gym_bridge.rollouts.concurrency import FixedConcurrency
@@ -25,7 +27,7 @@ from gym_bridge.schemas.rollouts import Failure, FailureType, Ledger, Rollout, R
 from gym_bridge.schemas.seams import Turn, TurnRequest
 from tests.rollouts.stage import ScriptedEndpoint, counter_task, said, serving_counter, turn
 
-BY_DEFAULT = StopRules()
+BY_DEFAULT, ONCE = StopRules(), Retries(max_attempts=1)
 
 
 def seen(outcomes: str, rules: StopRules, *, tokens: tuple[int, int] = (0, 0)) -> list[Stop | None]:
@@ -85,6 +87,23 @@ def test_a_failure_is_told_before_a_spent_budget():
     assert first("--", StopRules(max_consecutive_failures=2, token_budget=4), tokens=(1, 1))[1].failed
 
 
+def test_members_that_were_called_off_count_by_their_tokens_alone():
+    watch = StopWatch(StopRules(max_consecutive_failures=2, hopeless_after=2, token_budget=100))
+    row = {"gym_bridge": {"num_input_tokens": 10, "num_output_tokens": 10}}
+
+    def see(failure: Failure) -> Stop | None:
+        return watch.see(Rollout(key=RolloutKey(0, 0), attempt=0, row=row, failure=failure))
+
+    assert see(Failure(type=FailureType.VERIFY, message="HTTP 500")) is None
+    assert [see(CALLED_OFF) for _ in range(3)] == [None] * 3
+    stop = see(CALLED_OFF)
+    assert stop is not None
+    assert (stop.message, stop.failed, watch.num_failed) == ("the token budget of 100 is spent (100 tokens)", False, 1)
+    stop = see(Failure(type=FailureType.VERIFY, message="HTTP 501"))
+    assert stop is not None
+    assert stop.message == "all 2 attempts so far failed; the last one: verify_error: HTTP 501"
+
+
 def collected(
     script: Callable[[TurnRequest], Turn | Awaitable[Turn]],
     tmp_path: Path,
@@ -93,23 +112,26 @@ def collected(
     concurrency: int,
     rules: StopRules = BY_DEFAULT,
     time_budget_s: float | None = None,
+    retries: Retries = ONCE,
 ) -> tuple[Stop | None, Ledger, ScriptedEndpoint]:
-    """What `collect_into` says of `num_tasks` tasks, tried once each, and what the log holds then."""
+    """What `collect_into` says of `num_tasks` tasks, tried once each, and what the log holds then. A second call resumes."""
 
     async def run() -> tuple[Stop | None, Ledger, ScriptedEndpoint]:
         endpoint, http = ScriptedEndpoint(script), HttpClient()
-        planned = list(plan([counter_task(expected=3)] * num_tasks, num_repeats=1))
         async with serving_counter() as (url, _):
             loop = TurnLoop(endpoint=endpoint, limits=Limits(), seed=0)
             environment = SeedVerify(url=url, http=http, loop=loop, request_timeout_s=20.0)
-            player = LocalPlayer(
-                Attempts(environment=environment, timeout_s=20.0), retries=Retries(max_attempts=1), closers=[http.close]
-            )
+            player = LocalPlayer(Attempts(environment=environment, timeout_s=20.0), retries=retries, closers=[http.close])
             collector = RolloutCollector(player, concurrency=FixedConcurrency(concurrency))
             with RolloutLog(tmp_path / "r.jsonl", identity={}) as log, Progress("x", total=None, quiet=True) as progress:
+                planned = [
+                    replace(one, first_attempt=log.num_failed_attempts(one.key))
+                    for one in plan([counter_task(expected=3)] * num_tasks, num_repeats=1)
+                    if not log.is_done(one.key)
+                ]
                 stop = await collect_into(log, collector, planned, rules=rules, progress=progress, time_budget_s=time_budget_s)
                 await collector.close()
-                return stop, log.ledger(one.key for one in planned), endpoint
+                return stop, log.ledger(RolloutKey(task, 0) for task in range(num_tasks)), endpoint
 
     return asyncio.run(run())
 
@@ -140,6 +162,31 @@ def test_a_time_budget_calls_off_what_is_in_flight(tmp_path: Path):
     assert stop == Stop(message="the time budget of 0.4 s is spent", failed=False)
     assert endpoint.in_flight == 0
     assert ledger.describe() == "20 requested = 2 completed + 0 truncated + 18 not attempted"
+
+
+def test_a_failed_attempt_of_a_rollout_that_was_called_off_is_logged_and_counts_when_it_is_resumed(tmp_path: Path):
+    async def script(request: TurnRequest) -> Turn:
+        if request.key.task_index:
+            return turn(said("3"))
+        raise ServerError("HTTP 500", url="http://model", status=500)
+
+    def failures() -> list[tuple[int, int]]:
+        rows = [json.loads(line) for line in (tmp_path / "r_failures.jsonl").read_text().splitlines()]
+        return [(row["_ng_task_index"], row["_ng_attempt_index"]) for row in rows]
+
+    patient = Retries(max_attempts=3, backoff_s=3600.0, max_backoff_s=3600.0)
+    stop, ledger, endpoint = collected(script, tmp_path, num_tasks=2, concurrency=2, time_budget_s=0.4, retries=patient)
+    assert stop == Stop(message="the time budget of 0.4 s is spent", failed=False)
+    assert len(endpoint.requests) == 2
+    assert failures() == [(0, 0)]
+    assert ledger.describe() == "2 requested = 1 completed + 0 truncated + 1 model_error"
+
+    quick = Retries(max_attempts=3, backoff_s=0.01)
+    stop, ledger, endpoint = collected(script, tmp_path, num_tasks=2, concurrency=2, retries=quick)
+    assert stop is None
+    assert [request.key.task_index for request in endpoint.requests] == [0, 0]
+    assert failures() == [(0, 0), (0, 1), (0, 2)]
+    assert ledger.describe() == "2 requested = 1 completed + 0 truncated + 1 model_error"
 
 
 def test_failures_in_a_row_stop_at_once_and_call_off_what_is_in_flight(tmp_path: Path):

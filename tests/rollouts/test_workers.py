@@ -3,9 +3,10 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import orjson
 import pytest
@@ -45,17 +46,18 @@ class Counting:
         """Nothing to release."""
 
 
-def open_player(url: str, *, deadly: bool = False) -> LocalPlayer:
-    """What each worker plays with."""
+def open_player(url: str, *, deadly: bool = False, max_attempts: int = 1) -> LocalPlayer:
+    """What each worker plays with. It waits for an hour before a second attempt."""
     http = HttpClient()
     loop = TurnLoop(endpoint=Counting(deadly=deadly), limits=Limits(), seed=0)
     environment = SeedVerify(url=url, http=http, loop=loop, request_timeout_s=20.0)
-    return LocalPlayer(Attempts(environment=environment, timeout_s=20.0), retries=Retries(max_attempts=1), closers=[http.close])
+    retries = Retries(max_attempts=max_attempts, backoff_s=3600.0, max_backoff_s=3600.0)
+    return LocalPlayer(Attempts(environment=environment, timeout_s=20.0), retries=retries, closers=[http.close])
 
 
 @asynccontextmanager
-async def working(url: str, *, num_workers: int, deadly: bool = False) -> AsyncIterator[RolloutCollector]:
-    pool = WorkerPool(partial(open_player, url, deadly=deadly), num_workers=num_workers)
+async def working(url: str, *, num_workers: int, **options: Any) -> AsyncIterator[RolloutCollector]:
+    pool = WorkerPool(partial(open_player, url, **options), num_workers=num_workers)
     collector = RolloutCollector(pool, concurrency=FixedConcurrency(8))
     try:
         yield collector
@@ -107,17 +109,40 @@ def test_a_worker_that_dies_ends_the_collection_with_its_exit_code():
         asyncio.run(asyncio.wait_for(run(), 30))
 
 
+def test_an_attempt_leaves_its_worker_when_it_ends_and_not_when_its_rollout_does():
+    async def run() -> list[Rollout]:
+        found: list[Rollout] = []
+        async with serving_counter() as (url, _), working(url, num_workers=1, max_attempts=2) as collector:
+            async for rollout in collector.rollouts(plan([counter_task()] * 4, num_repeats=1)):
+                found.append(rollout)
+                if len(found) == 4:
+                    collector.call_off()  # task 3 waits for its second attempt
+        return found
+
+    found = asyncio.run(asyncio.wait_for(run(), 30))
+    assert sorted((one.key.task_index, one.attempt, one.reward) for one in found) == [
+        *((task, 0, 1.0) for task in range(3)),
+        (3, 0, None),
+    ]
+    failure = next(one for one in found if one.failure)
+    assert orjson.loads(failure.line or b"")["_ng_attempt_index"] == 0
+
+
+def never(rollouts: Sequence[Rollout]) -> None:
+    raise AssertionError("nothing is tried again here")
+
+
 def test_a_worker_that_dies_idle_is_noticed_by_the_next_unit():
     async def run() -> None:
         async with serving_counter() as (url, _):
             pool = WorkerPool(partial(open_player, url), num_workers=2)
             try:
                 first, second = plan([counter_task()], num_repeats=2)
-                await pool.play((first,))
+                await pool.play((first,), never)
                 for worker in pool._workers:
                     worker.process.kill()
                     await asyncio.to_thread(worker.process.wait)
-                await asyncio.wait_for(pool.play((second,)), 20)
+                await asyncio.wait_for(pool.play((second,), never), 20)
             finally:
                 await pool.close()
 
@@ -133,7 +158,7 @@ def test_what_keeps_a_worker_from_opening_is_told_as_it_is():
     async def run() -> None:
         pool = WorkerPool(refuse_to_open, num_workers=1)
         try:
-            await asyncio.wait_for(pool.play(tuple(plan([counter_task()], num_repeats=1))), 20)
+            await asyncio.wait_for(pool.play(tuple(plan([counter_task()], num_repeats=1)), never), 20)
         finally:
             await pool.close()
 
