@@ -56,9 +56,16 @@ def in_flight(options: Namespace, directory: Path) -> None:
 
 
 def memory(options: Namespace, directory: Path) -> None:
-    """Resident memory while the log grows."""
-    tasks = write_tasks(directory / "tasks.jsonl", num_tasks=min(options.memory_rollouts, 1000))
-    repeats = max(1, options.memory_rollouts // 1000)
+    """Resident memory while the log grows, with repeats of few tasks and with distinct tasks."""
+    table("tasks", "rollouts", "rate/s", "first MiB", "at 10 %", "at 50 %", "at the end", "peak")
+    for num_tasks in (max(1, options.memory_rollouts // 200), options.memory_rollouts):
+        _memory_over(num_tasks, options.memory_rollouts // num_tasks, directory / str(num_tasks))
+
+
+def _memory_over(num_tasks: int, repeats: int, directory: Path) -> None:
+    """One line of the table."""
+    directory.mkdir()
+    tasks = write_tasks(directory / "tasks.jsonl", num_tasks=num_tasks)
     output = directory / "run" / "rollouts.jsonl"
     samples: list[tuple[int, float]] = []
 
@@ -69,10 +76,9 @@ def memory(options: Namespace, directory: Path) -> None:
     with null_server("model") as model, null_server("resources") as resources:
         run = replace(weather_run(tasks, model, resources), output=str(output), num_repeats=repeats)
         found = client(run, watch=watch, every_s=0.5)
-    table("rollouts", "rate/s", "first MiB", "at 10 %", "at 50 %", "at the end", "peak")
     total = output.stat().st_size
     places = [next((mib for size, mib in samples if size >= share * total), samples[-1][1]) for share in (0.0, 0.1, 0.5)]
-    row(found.rollouts, f"{found.rate:.0f}", *(f"{mib:.1f}" for mib in (*places, samples[-1][1], found.peak_mib)))
+    row(num_tasks, found.rollouts, f"{found.rate:.0f}", *(f"{mib:.1f}" for mib in (*places, samples[-1][1], found.peak_mib)))
 
 
 def workers(options: Namespace, directory: Path) -> None:

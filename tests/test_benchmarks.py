@@ -1,11 +1,12 @@
 """The benchmarks run, at sizes that say nothing of speed."""
 
 import asyncio
+import os
 
 import aiohttp
 import pytest
 
-from benchmarks import collect
+from benchmarks import collect, resource_servers
 from benchmarks.event_loop_lag import EVERY_S, weighted_percentile
 from benchmarks.processes import null_server
 
@@ -20,13 +21,31 @@ def test_a_part_completes_its_rollouts_and_prints_a_table(part: str, capsys: pyt
     head, _, first, *_ = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(first.split("|")) == len(head.split("|"))
     if part in ("in-flight", "memory"):
-        assert ("| 20 | 20 |" in first) if part == "in-flight" else first.startswith("| 1000 |")
+        assert ("| 20 | 20 |" if part == "in-flight" else "| 1000 |") in first
 
 
 def test_a_part_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         collect.main(["speed"])
     assert "no part 'speed'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("server", "num_calls"), [("calculator", 40 * 6), ("office", 40 * 7)])
+def test_live_sessions_are_all_seeded_before_any_is_worked_on(server: str, num_calls: int, capsys: pytest.CaptureFixture[str]):
+    resource_servers.main([server, "--sessions", "40"])
+    head, _, row = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    found = dict(zip((name.strip() for name in head), map(float, row), strict=True))
+    assert (found["sessions"], found["calls"]) == (40, num_calls)
+    assert 0 < found["before MiB"] <= found["seeded MiB"] <= found["worked on MiB"] <= found["peak MiB"]
+
+
+@pytest.mark.nemo_gym
+def test_resource_servers_are_asked_the_same_in_turns(capsys: pytest.CaptureFixture[str]):
+    if "GYM_BRIDGE_NEMO_GYM_VENV" not in os.environ:
+        pytest.skip("the part asks real NeMo Gym: name its venv in GYM_BRIDGE_NEMO_GYM_VENV")
+    resource_servers.main(["rate", "--turns", "1", "--requests", "20", "--concurrency", "2"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 |")]
+    assert [line.split("|")[2].strip() for line in lines] == ["/seed_session", "/get_weather", "/verify"]
 
 
 def test_a_long_stall_weighs_as_long_as_it_lasts():

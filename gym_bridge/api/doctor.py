@@ -65,9 +65,9 @@ def _task(settings: DoctorSettings) -> Row:
     if settings.input is not None:
         return next(tasks_of(settings.input))
     if settings.server is not None and "://" not in settings.server and not (settings.head_url or settings.gym_config):
-        from gym_bridge.resource_servers.registry import load_server
+        from gym_bridge.resource_servers.registry import make_tasks
 
-        return next(iter(load_server(settings.server).tasks(num_tasks=1, seed=0, split="train")))
+        return next(iter(make_tasks(settings.server, num_tasks=1, seed=0, split="train")))
     return PLAIN_TASK
 
 

@@ -23,7 +23,10 @@ from gym_bridge.errors import ConfigError
 def command(
     server: str, knobs: tuple[str, ...], output: Path, num_tasks: int, seed: int, split: str, quiet: bool, as_json: bool
 ) -> None:
-    """Write tasks of the resource server SERVER; KNOBS such as kind=tool set what it asks."""
+    """Write tasks of the resource server SERVER; KNOBS such as kind=tool set what it asks.
+
+    SERVER is what `gym-bridge serve` takes: a name, a file.py or package.module:Class of yours, or a YAML file.
+    """
     values = {}
     for knob in knobs:
         name, found, value = knob.partition("=")

@@ -9,7 +9,7 @@ class Dice(ResourceServer[DiceTask, Rolls]):
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
@@ -106,6 +106,18 @@ class VerificationFailed(Exception):  # noqa: N818 - the word of the wire: judge
     """The verifier could not tell: a judge or a model that it asks is broken. No reward of 0, but none."""
 
 
+class InvalidTask(Exception):  # noqa: N818 - the client's fault, as a row that is no Task is
+    """The row is a Task in form and still none that can be played. Any handler may raise it; the client is answered 422.
+
+    `loc` is the path of the wrong field in the row, `kind` the `type` of the reply, a word for programs.
+    """
+
+    def __init__(self, message: str, *, loc: Sequence[str | int], kind: str = "value_error"):
+        super().__init__(message)
+        self.loc = tuple(loc)
+        self.kind = kind
+
+
 class TaskServer(ABC, Generic[TaskT]):
     """What all servers are: tasks, settings, and a life. The two kinds of conversation with them stand below."""
 
@@ -117,11 +129,11 @@ class TaskServer(ABC, Generic[TaskT]):
     """Settings of the server, from a YAML file or from overrides of `serve`."""
     stateless: ClassVar[bool] = False
     """Sessions hold nothing, so that several processes may answer side by side."""
-    deadline_s: ClassVar[float] = 60.0
-    """Seconds that a handler may take; then the request is answered with 504."""
-    session_ttl_s: ClassVar[float] = 3600.0
+    deadline_s: float = 60.0
+    """Seconds that a handler may take; then the request is answered with 504. A class sets it and the two below, or __init__."""
+    session_ttl_s: float = 3600.0
     """Seconds after its last use at which a session ends."""
-    max_sessions: ClassVar[int] = 100_000
+    max_sessions: int = 100_000
     """Sessions that live at once; a further one pushes out the one that is idle for longest."""
 
     def __init__(self, settings: StrictModel | None = None, *, shuffle_rewards: bool = False):
@@ -137,6 +149,11 @@ class TaskServer(ABC, Generic[TaskT]):
         if num_tasks < 0:
             raise ConfigError(f"num_tasks={num_tasks}: expected 0 or more")
         return cls.make_tasks(validate(cls.Knobs, knobs), num_tasks=num_tasks, seed=seed, split=split)
+
+    @classmethod
+    def tasks_for(cls, settings: StrictModel, *, num_tasks: int, seed: int, split: Split, **knobs: Any) -> Iterator[Row]:
+        """`tasks` for a server with these `settings`; a server that stands before others asks theirs. Raises ConfigError."""
+        return cls.tasks(num_tasks=num_tasks, seed=seed, split=split, **knobs)
 
     @classmethod
     @abstractmethod
@@ -172,7 +189,7 @@ class ResourceServer(TaskServer[TaskT], Generic[TaskT, StateT]):
 
     @abstractmethod
     async def seed(self, task: TaskT) -> StateT:
-        """The state of a new session."""
+        """The state of a new session. Raises InvalidTask for a row that cannot be played."""
 
     @abstractmethod
     async def verify(self, task: TaskT, response: Response, session: StateT | None) -> Verdict:
@@ -202,7 +219,7 @@ class StepwiseServer(TaskServer[TaskT], Generic[TaskT, StateT]):
 
     @abstractmethod
     async def reset(self, task: TaskT) -> tuple[StateT, str | None]:
-        """The state of a new episode, and the first observation."""
+        """The state of a new episode, and the first observation. Raises InvalidTask for a row that cannot be played."""
 
     @abstractmethod
     async def step(self, task: TaskT, response: Response, session: StateT) -> Step:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
 from gym_bridge.resource_servers.aggregate import AggregateRequest, aggregate
-from gym_bridge.resource_servers.base import ResourceServer, Response, StepwiseServer, TaskServer, VerificationFailed
+from gym_bridge.resource_servers.base import InvalidTask, ResourceServer, Response, StepwiseServer, TaskServer, VerificationFailed
 from gym_bridge.resource_servers.openapi import document
 from gym_bridge.resource_servers.sessions import SessionMissing, Sessions
 from gym_bridge.resource_servers.tools import Tool
@@ -119,10 +119,13 @@ class Endpoints(ABC):
                 response = await handler(request)
         except _InvalidBody as error:
             response = _reply({"detail": error.detail}, status=422)
+        except InvalidTask as error:
+            detail = {"loc": ["body", *error.loc], "msg": str(error), "type": error.kind}
+            response = _reply({"detail": [detail]}, status=422)
         except SessionMissing as error:
             response = _reply({"detail": str(error)}, status=400)
         except web.HTTPException as error:
-            response = _reply({"detail": error.reason}, status=error.status)
+            response = _refusal(error)
         except TimeoutError:
             response = _reply({"detail": f"not done after {self._deadline_s:g} s"}, status=504)
         except Exception as error:
@@ -269,6 +272,13 @@ def _checked(model: type[Model], value: dict[str, Any]) -> Model:
     except ValidationError as error:
         detail = [{"loc": ["body", *one["loc"]], "msg": one["msg"], "type": one["type"]} for one in error.errors(include_url=False)]
         raise _InvalidBody(detail) from error
+
+
+def _refusal(error: web.HTTPException) -> web.Response:
+    response = _reply({"detail": error.reason}, status=error.status)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        response.headers["Allow"] = error.headers["Allow"]  # which HTTP wants of a 405
+    return response
 
 
 def _reply(value: Any, *, status: int = 200) -> web.Response:

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from gym_bridge.resource_servers.aggregate import AggregateRequest
 from gym_bridge.resource_servers.base import ResourceServer, TaskServer
 from gym_bridge.version import __version__
 
@@ -41,6 +42,7 @@ STEP: dict[str, Any] = {
 }
 REWARDED: dict[str, Any] = {"type": "object", "properties": {"reward": {"type": "number"}}, "required": ["reward"]}
 NO_SESSION = {"400": DETAIL}
+REFUSED = {"413": DETAIL, "504": DETAIL}
 
 
 def document(server: TaskServer) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def document(server: TaskServer) -> dict[str, Any]:
     components: dict[str, Any] = {}
     task = _schema(server.Task, components)
     paths: dict[str, Any] = {"/": {"get": _route("Whether the server lives", gives=ANY_OBJECT)}}
-    paths["/aggregate_metrics"] = _post("Statistics over verified rollouts", takes=ANY_OBJECT, gives=ANY_OBJECT)
+    verified = _schema(AggregateRequest, components)
+    paths["/aggregate_metrics"] = _post("Statistics over verified rollouts", takes=verified, gives=ANY_OBJECT)
     if isinstance(server, ResourceServer):
         paths["/reverify_mode"] = {"get": _route("Whether /verify may be asked again later", gives={"type": "string"})}
         paths["/seed_session"] = _post("Open a session", takes=task, gives=ANY_OBJECT)
@@ -59,7 +62,7 @@ def document(server: TaskServer) -> dict[str, Any]:
     else:
         paths["/reset"] = _post("Open an episode", takes=task, gives=ANY_OBJECT)
         paths["/step"] = _post("Take the model's response", takes=_with_response(task), gives=STEP, more=NO_SESSION)
-        paths["/close"] = _post("End the episode", takes=ANY_OBJECT, gives=ANY_OBJECT, more=NO_SESSION)
+        paths["/close"] = {"post": _route("End the episode", gives=ANY_OBJECT, more=NO_SESSION | REFUSED)}
     info = {"title": type(server).__name__, "description": (type(server).__doc__ or "").strip(), "version": __version__}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": components}}
 
@@ -78,12 +81,18 @@ def _with_response(task: dict[str, Any]) -> dict[str, Any]:
 
 def _post(summary: str, *, takes: dict[str, Any], gives: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
     body = {"required": True, "content": {"application/json": {"schema": takes}}}
-    return {"post": {**_route(summary, gives=gives, more={"422": INVALID, **(more or {})}), "requestBody": body}}
+    return {"post": {**_route(summary, gives=gives, more={"422": INVALID, **REFUSED, **(more or {})}), "requestBody": body}}
 
 
 def _route(summary: str, *, gives: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
     schemas = {"200": gives, **(more or {})}
-    told = {"200": "done", "422": "the body does not fit", "400": "no session"}
+    told = {
+        "200": "done",
+        "400": "no session",
+        "413": "the body is too large",
+        "422": "the body does not fit",
+        "504": "not done in time",
+    }
     return {
         "summary": summary,
         "responses": {

@@ -2,18 +2,19 @@
 
 import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from gym_bridge.config import Registry, StrictModel, load_config
+from gym_bridge.config import Registry, StrictModel, load_config, validate
 from gym_bridge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gym_bridge.resource_servers.base import TaskServer
+    from gym_bridge.resource_servers.base import Split, TaskServer
+    from gym_bridge.schemas.rollouts import Row
 
 ENTRY_POINTS = "gym_bridge.resource_servers"
 """The group in which a package names its servers: `my_game = "my_package.game:Game"`."""
@@ -67,6 +68,15 @@ def make_server(name: str, *, overrides: Sequence[str] = (), shuffle_rewards: bo
     kind = load_server(name)
     given = load_config(ServerFile, files=[name]).settings if _is_yaml(name) else {}
     return kind(load_config(kind.Settings, values=given, overrides=overrides), shuffle_rewards=shuffle_rewards)
+
+
+def make_tasks(name: str, *, num_tasks: int, seed: int, split: "Split", **knobs: Any) -> "Iterator[Row]":
+    """Task rows of the server that `name` means, for its settings where it is a YAML file. Raises ConfigError."""
+    if not _is_yaml(name):
+        return load_server(name).tasks(num_tasks=num_tasks, seed=seed, split=split, **knobs)
+    file = load_config(ServerFile, files=[name])
+    kind = load_server(file.server)
+    return kind.tasks_for(validate(kind.Settings, file.settings), num_tasks=num_tasks, seed=seed, split=split, **knobs)
 
 
 def _is_yaml(name: str) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers import arithmetic
-from gym_bridge.resource_servers.arithmetic.answers import extract_answer
+from gym_bridge.resource_servers.answers import extract_answer
 from gym_bridge.resource_servers.arithmetic.app import ArithmeticServer
 from gym_bridge.resource_servers.registry import load_server
 from gym_bridge.resource_servers.serving import serve
@@ -292,7 +292,7 @@ def test_shuffled_rewards_say_nothing_of_the_answer():
 
 
 def test_the_example_tasks_are_tasks_that_the_server_takes():
-    lines = Path(arithmetic.__file__).with_name("example_tasks.jsonl").read_text().splitlines()
+    lines = Path(arithmetic.__file__).parent.joinpath("data", "example.jsonl").read_text().splitlines()
     examples = [json.loads(line) for line in lines]
     assert [bool(row.get("ground_truth")) for row in examples] == [False, False, False, True, True]
     for row in examples:

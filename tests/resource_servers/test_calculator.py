@@ -15,7 +15,7 @@ from gym_bridge.resource_servers import calculator
 from gym_bridge.resource_servers.calculator.app import CalculatorServer, CalculatorTask
 from gym_bridge.resource_servers.calculator.programs import MAX_NUMBER, Step, calculate, results
 from gym_bridge.resource_servers.sessions import Sessions
-from tests.resource_servers.server_stage import Client, Request, Row, answered, bodies, played, rolled_out, rows, with_clients
+from tests.resource_servers.stage import Client, Request, Row, answered, bodies, posted, rolled_out, rows, with_clients
 from tests.rollouts.stage import called, in_order, said, turn
 
 CHAIN: Row = {
@@ -37,11 +37,11 @@ ANSWER = "7281677"  # 41411369 ** 3 - 7101628315761828 * 10000019
 
 def reward(requests: list[Request], *, row: Row = CHAIN) -> float:
     """The reward of the last request, a /verify, after seeding `row`."""
-    return played(CalculatorServer(), [("/seed_session", row), *requests])[-1][1]["reward"]
+    return posted(CalculatorServer(), [("/seed_session", row), *requests])[-1][1]["reward"]
 
 
 def test_the_tools_calculate_and_later_calls_may_name_earlier_results():
-    replies = played(CalculatorServer(), [("/seed_session", CHAIN), MULTIPLY, REMAINDER, POWER])
+    replies = posted(CalculatorServer(), [("/seed_session", CHAIN), MULTIPLY, REMAINDER, POWER])
     assert replies[1:3] == [(200, {"result": PRODUCT, "letter": "A"}), (200, {"result": REST, "letter": "B"})]
     assert replies[3] == (200, {"result": ANSWER, "letter": "C"})
 
@@ -63,20 +63,20 @@ def test_the_tools_calculate_and_later_calls_may_name_earlier_results():
     ],
 )
 def test_what_a_tool_cannot_do_it_tells_the_model(path: str, arguments: dict[str, Any], reply: dict[str, str]):
-    assert played(CalculatorServer(), [("/seed_session", CHAIN), (path, arguments)])[1] == (200, reply)
+    assert posted(CalculatorServer(), [("/seed_session", CHAIN), (path, arguments)])[1] == (200, reply)
 
 
 @pytest.mark.parametrize(
     "wrong", ["", "1.5", "1e9", "９", "٣", "1 ", "1\n", "a", "AA", "--1", "9" * 201, True, 1.5, None, [], 10**400]
 )
 def test_operands_that_are_no_numbers_are_refused(wrong: Any):
-    status, reply = played(CalculatorServer(), [("/seed_session", CHAIN), ("/add", {"a": wrong, "b": "1"})])[1]
+    status, reply = posted(CalculatorServer(), [("/seed_session", CHAIN), ("/add", {"a": wrong, "b": "1"})])[1]
     assert status == 422
     assert reply["detail"][0]["loc"] == ["body", "a"]
 
 
 def test_the_tape_is_bounded_and_says_so():
-    replies = played(CalculatorServer(), [("/seed_session", CHAIN), *[("/add", {"a": "1", "b": "1"})] * 27])
+    replies = posted(CalculatorServer(), [("/seed_session", CHAIN), *[("/add", {"a": "1", "b": "1"})] * 27])
     assert [reply.get("letter") for _, reply in replies[1:]] == [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", None]
     assert "full" in replies[-1][1]["error"]
 
@@ -139,17 +139,21 @@ def test_a_guess_a_quotation_or_a_forged_row_is_not_rewarded(requests: list[Requ
 
 
 def test_a_verified_row_tells_how_far_the_chain_was_done():
-    replies = played(CalculatorServer(), [("/seed_session", CHAIN), MULTIPLY, REMAINDER, ("/verify", answered(CHAIN, REST))])
+    replies = posted(CalculatorServer(), [("/seed_session", CHAIN), MULTIPLY, REMAINDER, ("/verify", answered(CHAIN, REST))])
     assert replies[-1][1] == {**answered(CHAIN, REST), "extracted_answer": REST, "num_steps_done": 2, "reward": 0.0}
 
 
-def test_a_chain_that_divides_by_zero_is_answered_by_nothing():
-    row = {**CHAIN, "steps": [{"operation": "quotient", "operand": "0"}]}
-    assert reward([("/verify", answered(row, "0"))], row=row) == 0.0
+@pytest.mark.parametrize("operation", ["quotient", "remainder"])
+def test_a_chain_that_divides_by_zero_is_refused(operation: str):
+    row = {**CHAIN, "steps": [CHAIN["steps"][0], {"operation": operation, "operand": "0"}]}
+    for requests in ([("/seed_session", row)], [("/seed_session", CHAIN), ("/verify", answered(row, "0"))]):
+        status, reply = posted(CalculatorServer(), requests)[-1]
+        message = "the chain cannot be calculated: division by zero"
+        assert (status, reply) == (422, {"detail": [{"loc": ["body", "steps"], "msg": message, "type": "value_error"}]})
 
 
 def test_without_a_session_nothing_is_verified():
-    assert played(CalculatorServer(), [("/verify", answered(CHAIN, ANSWER))])[0][0] == 400
+    assert posted(CalculatorServer(), [("/verify", answered(CHAIN, ANSWER))])[0][0] == 400
 
 
 @pytest.mark.parametrize(("depth", "digits"), [(2, 6), (3, 8), (16, 40)])
@@ -266,5 +270,5 @@ operands = st.fixed_dictionaries({"a": st.text(max_size=5) | st.integers(), "b":
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(paths, bodies(CHAIN, "a", "b", "base", "exponent", "modulus") | operands), min_size=1, max_size=12))
 def test_no_body_makes_the_server_fail_or_hang(requests: list[Request]):
-    replies = played(CalculatorServer(), [("/seed_session", CHAIN), *requests])
+    replies = posted(CalculatorServer(), [("/seed_session", CHAIN), *requests])
     assert {status for status, _ in replies} <= {200, 400, 422}

@@ -1,8 +1,10 @@
 """The code server: tasks that tell, programs that are right, and answers that would like to be."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gym_bridge.errors import ConfigError
+from gym_bridge.resource_servers import code
+from gym_bridge.resource_servers.code import languages
 from gym_bridge.resource_servers.code.app import CodeServer, Settings, last_block
 from gym_bridge.resource_servers.registry import load_server
 from gym_bridge.schemas.rollouts import Row
-from tests.resource_servers.serving_stage import answered, client_of, verified
+from tests.resource_servers.stage import answered, client_of, posted, verified
 
 DOUBLE: Row = {
     "responses_create_params": {"input": "Write double."},
@@ -124,6 +128,30 @@ def test_made_tasks_are_solved_by_the_right_program_and_not_by_what_they_show(ki
     rows = list(CodeServer.tasks(num_tasks=5, seed=5, split="train", kind=kind))
     assert [reward for reward, _, _ in rewards(*[(row, right_answer(row)) for row in rows])] == [1.0] * 5
     assert [reward for reward, _, _ in rewards(*[(row, lazy_answer(row)) for row in rows], wall_s=0.5)] == [0.0] * 5
+
+
+def test_the_examples_are_five_tasks_of_all_kinds_that_the_right_program_solves():
+    lines = Path(code.__file__).parent.joinpath("data", "example.jsonl").read_text().splitlines()
+    examples = [json.loads(line) for line in lines]
+    assert [row["kind"] for row in examples] == ["generate", "fill_in", "repair", "generate", "fill_in"]
+    assert [reward for reward, _, _ in rewards(*[(row, right_answer(row)) for row in examples])] == [1.0] * 5
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_row_that_calls_c_functions_is_refused_before_the_model_is_asked():
+    ((status, reply),) = posted(CodeServer(), [("/seed_session", {**DOUBLE, "language": "c"})])
+    assert (status, reply["detail"][0]["loc"]) == (422, ["body", "tests", 0, "function"])
+
+
+def test_a_row_in_a_language_without_its_tools_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    languages._find.cache_clear()
+    try:
+        ((status, reply),) = posted(CodeServer(), [("/seed_session", {**ECHO, "language": "c"})])
+    finally:
+        languages._find.cache_clear()
+    assert (status, reply["detail"][0]["loc"]) == (422, ["body", "language"])
+    assert "tools are not on PATH" in reply["detail"][0]["msg"]
 
 
 def test_tasks_are_the_same_for_a_seed_and_the_splits_share_no_function():

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gym_bridge.cli.main import main
 from gym_bridge.config import StrictModel, validate
 from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers import combine as combine_room
@@ -28,9 +29,8 @@ from gym_bridge.resource_servers.combine.shaping import (
 )
 from gym_bridge.resource_servers.registry import load_server, make_server
 from gym_bridge.resource_servers.tools import tool
-from gym_bridge.rollouts.play import Played
-from gym_bridge.schemas.rollouts import Failure, FailureType
-from tests.resource_servers.serving_stage import answered, bodies, client_of, posted, rolled_out, task, verified
+from gym_bridge.schemas.rollouts import FailureType
+from tests.resource_servers.stage import answered, bodies, client_of, failed_rollout, posted, rolled_out, task, verified
 from tests.rollouts.stage import called, in_order, said, turn
 
 HERE = "tests.resource_servers.test_combine"
@@ -247,7 +247,6 @@ def test_tools_of_a_part_act_on_its_own_session_and_a_rollout_reaches_its_reward
     row = {**ROW, "responses_create_params": {"input": "go", "tools": Box.tools()}}
     server = made(part("right", SAYS), part("box", BOX), how="product")
     played = rolled_out(server, row, in_order(turn(called("put", {"thing": "a"})), turn(said("yes"))))
-    assert isinstance(played, Played)
     assert played.row["reward"] == 1.0
     assert played.row["reward_components"] == {"right": 1.0, "box": 1.0}
     assert [item.get("output") for item in played.row["response"]["output"]][1] == '{"count":1}'
@@ -266,8 +265,7 @@ def test_sessions_keep_their_boxes_apart():
 
 
 def test_a_part_that_cannot_tell_leaves_no_reward():
-    failed = rolled_out(made(part("right", SAYS), part("broken", BROKEN)), ROW, "yes")
-    assert isinstance(failed, Failure)
+    failed = failed_rollout(made(part("right", SAYS), part("broken", BROKEN)), ROW, "yes")
     assert failed.type is FailureType.JUDGE
 
 
@@ -308,6 +306,7 @@ def test_the_document_tells_what_all_parts_read_and_their_tools():
         ({"parts": [part("a", SAYS)], "how": "mean"}, "how='mean'"),
         ({"parts": [part("a", "number_game")]}, "step-wise"),
         ({"parts": [part("a b", SAYS)]}, "parts.0.name"),
+        ({"parts": [part("right", SAYS)], "tasks_from": "rigth"}, "tasks_from='rigth' is no part; did you mean 'right'"),
         ({"parts": [part("a", SAYS)], "shaping": {"clip": [1, 0]}}, "the first bound is above the second"),
         ({"parts": [part("a", SAYS)], "shaping": {"overlong": {"max_tokens": 1, "cache_tokens": 2}}}, "cache_tokens=2 is more"),
         ({"parts": [part("a", SAYS)], "shaping": {"lenght": {}}}, "did you mean 'length'"),
@@ -320,7 +319,7 @@ def test_wrong_settings_are_refused(given: dict[str, Any], message: str, tmp_pat
         make_server(str(file))
 
 
-def test_the_example_is_a_server_that_takes_the_example_rows():
+def test_the_example_is_a_server_that_takes_the_example_rows(tmp_path: Path):
     pytest.importorskip("math_verify", reason="its first part needs the servers extra: pip install -e '.[servers]'")
     data = Path(combine_room.__file__).parent / "data"
     server = make_server(str(data / "example.yaml"))
@@ -331,8 +330,71 @@ def test_the_example_is_a_server_that_takes_the_example_rows():
     replies = [reply for _, reply in posted(server, asked)]
     assert [reply["reward"] for reply in replies] == pytest.approx([1.6] * 5)
     assert replies[0]["reward_components"] == {"right": 1.0, "sum": 1.0}
-    with pytest.raises(ConfigError, match="makes no tasks"):
+    assert written(data / "example.yaml", tmp_path, "--num-tasks", "3") == rows_of("arithmetic", num_tasks=3)
+    with pytest.raises(ConfigError, match="write its path instead"):
         load_server("combine").tasks(num_tasks=1, seed=0, split="train")
+
+
+def rows_of(name: str, **knobs: Any) -> list[Any]:
+    """Task rows of a server, as they stand in a file."""
+    return json.loads(json.dumps(list(load_server(name).tasks(**{"seed": 0, "split": "train", **knobs}))))
+
+
+def written(file: Path, folder: Path, *arguments: str) -> list[Any]:
+    """The rows that `gym-bridge tasks` writes."""
+    with pytest.raises(SystemExit) as ended:
+        main(["tasks", str(file), "--output", str(folder / "tasks.jsonl"), *arguments])
+    assert not ended.value.code
+    return [json.loads(line) for line in (folder / "tasks.jsonl").read_text().splitlines()]
+
+
+def combined_file(folder: Path, *parts: dict[str, Any], **more: Any) -> Path:
+    """A YAML file of several servers."""
+    file = folder / "combined.yaml"
+    file.write_text(yaml.safe_dump({"server": "combine", "settings": {"parts": list(parts), **more}}))
+    return file
+
+
+def test_the_command_line_makes_the_tasks_of_the_first_part_with_its_knobs(tmp_path: Path):
+    file = combined_file(tmp_path, part("chain", "calculator"), part("long", LENGTH))
+    rows = written(file, tmp_path, "--num-tasks", "4", "--seed", "7", "--split", "heldout", "depth=2")
+    assert rows == rows_of("calculator", num_tasks=4, seed=7, split="heldout", depth=2)
+    assert [len(row["steps"]) for row in rows] == [2] * 4
+
+
+def test_tasks_come_from_the_part_that_is_named_and_from_files_and_settings_of_its_own(tmp_path: Path):
+    inner = combined_file(tmp_path, part("sum", "arithmetic")).rename(tmp_path / "inner.yaml")
+    by_file = combined_file(tmp_path, part("long", LENGTH), part("inner", str(inner)), tasks_from="inner")
+    assert written(by_file, tmp_path, "--num-tasks", "2") == rows_of("arithmetic", num_tasks=2)
+    choice = part("choice", "multiple_choice", settings={"grading_mode": "lenient_boxed"})
+    by_settings = combined_file(tmp_path, part("long", LENGTH), choice, tasks_from="choice")
+    assert written(by_settings, tmp_path, "--num-tasks", "2") == rows_of("multiple_choice", num_tasks=2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "knobs", "message"),
+    [
+        (["multiple_choice", "calculator"], [], "the tasks of part 'a' are none of part 'b': start: Field required; name another"),
+        (["arithmetic", LENGTH], ["depth=2"], "unknown key 'depth'"),
+        (["number_game", LENGTH], [], "part 'a': number_game is a step-wise environment"),
+    ],
+)
+def test_tasks_that_not_all_parts_can_read_are_refused(
+    parts: list[str], knobs: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = combined_file(tmp_path, *(part(name, server) for name, server in zip("ab", parts, strict=True)))
+    with pytest.raises(SystemExit) as ended:
+        main(["tasks", str(file), "--num-tasks", "2", "--output", str(tmp_path / "tasks.jsonl"), *knobs])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "tasks.jsonl").exists()
+
+
+def test_bounds_are_those_of_the_parts():
+    server = made(part("office", "office"), part("right", SAYS))
+    assert server.max_sessions == 10_000
+    assert server.session_ttl_s == 3600.0
+    assert server.deadline_s > 60.0 + 60.0
 
 
 def test_no_body_makes_the_server_fail():
@@ -341,7 +403,7 @@ def test_no_body_makes_the_server_fail():
     @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(
         st.sampled_from(["/seed_session", "/verify", "/put", "/aggregate_metrics"]),
-        bodies("word", "wanted") | st.fixed_dictionaries({"thing": st.text() | st.integers()}),
+        bodies(ROW, "word", "wanted") | st.fixed_dictionaries({"thing": st.text() | st.integers()}),
     )
     def collect(path: str, body: Any) -> None:
         sent.append((path, body))

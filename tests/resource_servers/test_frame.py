@@ -40,7 +40,7 @@ class Greeter(ResourceServer[Task, list[str]]):
     Task = Task
     Settings = Greeting
     stateless: ClassVar[bool] = True
-    deadline_s: ClassVar[float] = 0.2
+    deadline_s = 0.2
 
     @tool
     async def greet(self, session: list[str], name: str) -> str:

@@ -13,7 +13,7 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers import grid_world
 from gym_bridge.resource_servers.grid_world.app import GridWorldServer, moves_in
 from gym_bridge.resource_servers.grid_world.maps import shortest_way
-from tests.resource_servers.server_stage import Client, Request, Row, answered, bodies, played, rolled_out, rows, with_clients
+from tests.resource_servers.stage import Client, Request, Row, answered, bodies, posted, rolled_out, rows, with_clients
 from tests.rollouts.stage import in_order, said, turn
 
 MAP = ["#######", "#@.#..#", "#k.D.G#", "#######"]
@@ -23,13 +23,13 @@ WAY = "south east east east east"
 
 def steps(*texts: str, row: Row = WALK) -> list[Any]:
     """The replies to one answer after the other."""
-    replies = played(GridWorldServer(), [("/reset", row), *(("/step", answered(row, text)) for text in texts)])
+    replies = posted(GridWorldServer(), [("/reset", row), *(("/step", answered(row, text)) for text in texts)])
     assert {status for status, _ in replies} == {200}
     return [reply for _, reply in replies[1:]]
 
 
 def test_the_map_is_shown_as_it_is_now():
-    replies = played(GridWorldServer(), [("/reset", WALK), ("/step", answered(WALK, "south east"))])
+    replies = posted(GridWorldServer(), [("/reset", WALK), ("/step", answered(WALK, "south east"))])
     start, key = (reply["observation"] for _, reply in replies)
     assert start == "You stand at @. You have no key. Moves left: 6.\n" + "\n".join(MAP)
     assert key == "Done. You have the key. Moves left: 4.\n#######\n#..#..#\n#.@..G#\n#######"
@@ -119,13 +119,13 @@ def test_the_last_move_ends_the_walk():
 
 def test_an_episode_keeps_its_map_whatever_the_step_says():
     forged = {**WALK, "map": ["@G"]}
-    replies = played(GridWorldServer(), [("/reset", WALK), ("/step", answered(forged, "east"))])
+    replies = posted(GridWorldServer(), [("/reset", WALK), ("/step", answered(forged, "east"))])
     assert replies[1][1]["reward"] == 0.0
 
 
 def test_without_an_episode_nothing_is_answered_and_a_closed_one_is_gone():
-    assert played(GridWorldServer(), [("/step", answered(WALK, WAY))])[0][0] == 400
-    replies = played(GridWorldServer(), [("/reset", WALK), ("/close", {}), ("/step", answered(WALK, WAY))])
+    assert posted(GridWorldServer(), [("/step", answered(WALK, WAY))])[0][0] == 400
+    replies = posted(GridWorldServer(), [("/reset", WALK), ("/close", {}), ("/step", answered(WALK, WAY))])
     assert [status for status, _ in replies] == [200, 200, 400]
 
 
@@ -134,7 +134,7 @@ def test_without_an_episode_nothing_is_answered_and_a_closed_one_is_gone():
     [[], ["@"], ["G"], ["@G", "."], ["@@G"], ["@GG"], ["@kkG"], ["@G?"], [""], ["@G" + "." * 21], ["@G"] + [".."] * 22, "@G", None],
 )
 def test_a_map_without_its_parts_is_refused(lines: Any):
-    assert played(GridWorldServer(), [("/reset", {**WALK, "map": lines})])[0][0] == 422
+    assert posted(GridWorldServer(), [("/reset", {**WALK, "map": lines})])[0][0] == 422
 
 
 def test_moves_off_an_open_border_lead_nowhere():
@@ -193,15 +193,15 @@ def test_the_examples_are_five_maps_that_can_be_walked():
         assert steps(" ".join(way[:10]), *([" ".join(way[10:])] if way[10:] else []), row=row)[-1]["reward"] == 1.0
 
 
-def test_sessions_side_by_side_keep_their_places():
+def test_two_hundred_sessions_with_interleaved_steps_keep_their_places_apart():
     async def talk(clients: list[Client]) -> list[Any]:
         await asyncio.gather(*(client.post("/reset", WALK) for client in clients))
         first = [client.post("/step", answered(WALK, "south" if n % 2 else "east")) for n, client in enumerate(clients)]
         await asyncio.gather(*first)
         return await asyncio.gather(*(client.post("/step", answered(WALK, "east east east east")) for client in reversed(clients)))
 
-    rewards = [reply["reward"] for _, reply in with_clients(GridWorldServer(), 50, talk)]
-    assert rewards == [1.0, 0.0] * 25
+    rewards = [reply["reward"] for _, reply in with_clients(GridWorldServer(), 200, talk)]
+    assert rewards == [1.0, 0.0] * 100
 
 
 @given(st.text(max_size=80) | st.text(alphabet="northsuewa ,\n", max_size=80))
@@ -214,4 +214,4 @@ def test_moves_are_directions_or_none(text: str):
     st.lists(st.tuples(st.sampled_from(["/reset", "/step", "/close", "/aggregate_metrics"]), bodies(WALK)), min_size=1, max_size=12)
 )
 def test_no_body_makes_the_server_fail_or_hang(requests: list[Request]):
-    assert {status for status, _ in played(GridWorldServer(), [("/reset", WALK), *requests])} <= {200, 400, 422}
+    assert {status for status, _ in posted(GridWorldServer(), [("/reset", WALK), *requests])} <= {200, 400, 422}

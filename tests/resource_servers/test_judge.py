@@ -26,7 +26,7 @@ from gym_bridge.rollouts.play import Play, Played
 from gym_bridge.rollouts.sessions.seed_verify import SeedVerify
 from gym_bridge.rollouts.turn_loop import TurnLoop
 from gym_bridge.schemas.rollouts import Failure, FailureType, RolloutKey
-from tests.resource_servers.serving_stage import Client, answered, bodies, client_of, task
+from tests.resource_servers.stage import Client, answered, bodies, client_of, task
 from tests.rollouts.stage import ScriptedEndpoint, in_order, said, serving, turn
 
 Says = Callable[[str, str], Any]
@@ -320,7 +320,7 @@ def test_no_body_makes_the_server_fail():
     @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(
         st.sampled_from(["/seed_session", "/verify", "/verify", "/aggregate_metrics"]),
-        bodies("rubric", "expected_answer", "_ng_task_index", "_ng_rollout_index"),
+        bodies(ROW, "rubric", "_ng_rollout_index"),
     )
     def collect(path: str, body: Any) -> None:
         sent.append((path, body))

@@ -14,13 +14,13 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers import math as math_server
 from gym_bridge.resource_servers.registry import load_server
 from gym_bridge.resource_servers.scorer_pool import ScorerPool, ScoringCrashed, ScoringTimeout
-from gym_bridge.rollouts.play import Played
-from gym_bridge.schemas.rollouts import Failure, FailureType
-from tests.resource_servers.serving_stage import answered, bodies, client_of, posted, rolled_out, task, verified
+from gym_bridge.resource_servers.scoring_server import ScoringSettings
+from gym_bridge.schemas.rollouts import FailureType
+from tests.resource_servers.stage import answered, bodies, client_of, failed_rollout, posted, rolled_out, task, verified
 
 pytest.importorskip("math_verify", reason="needs the servers extra: pip install -e '.[servers]'")
 
-from gym_bridge.resource_servers.math.app import MathServer, Settings
+from gym_bridge.resource_servers.math.app import MathServer
 from gym_bridge.resource_servers.math.boxes import last_box, refusal
 
 HANGS = "9^{9^{9^{9}}}"
@@ -90,15 +90,14 @@ def test_an_answer_that_hangs_the_verifier_scores_zero_in_time_and_the_next_one_
     row, number = task(expected_answer="x^2"), task(expected_answer="7")
     started = time.perf_counter()
     texts = [(row, rf"\boxed{{{HANGS}}}"), (number, r"\boxed{7}")]
-    hung, fine = verified(MathServer(Settings(deadline_s=0.7, num_workers=1)), texts)
+    hung, fine = verified(MathServer(ScoringSettings(deadline_s=0.7, num_workers=1)), texts)
     assert time.perf_counter() - started < 10
     assert (hung["reward"], hung["verification_timed_out"], hung["answer_problem"]) == (0.0, True, "unreadable")
     assert (fine["reward"], fine["verification_timed_out"], fine["extracted_answer"]) == (1.0, False, "7")
 
 
 def test_an_expected_answer_that_cannot_be_read_is_a_failure_and_no_reward():
-    failed = rolled_out(MathServer(), task(expected_answer="$"), r"\boxed{5}")
-    assert isinstance(failed, Failure)
+    failed = failed_rollout(MathServer(), task(expected_answer="$"), r"\boxed{5}")
     assert failed.type is FailureType.JUDGE
     assert "the task's own answer cannot be scored: ValueError: math-verify reads nothing" in failed.message
 
@@ -106,7 +105,6 @@ def test_an_expected_answer_that_cannot_be_read_is_a_failure_and_no_reward():
 def test_a_rollout_reaches_its_reward_through_the_collector():
     row = rows(num_tasks=1)[0]
     played = rolled_out(MathServer(), row, f"It is \\boxed{{{row['expected_answer']}}}.")
-    assert isinstance(played, Played)
     assert played.row["reward"] == 1.0
     assert played.row["extracted_answer"] == row["expected_answer"]
     assert played.row["question"] == row["question"]
@@ -205,7 +203,7 @@ def test_no_body_makes_the_server_fail():
     sent: list[tuple[str, Any]] = []
 
     @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(["/seed_session", "/verify", "/aggregate_metrics"]), bodies("expected_answer", "question"))
+    @given(st.sampled_from(["/seed_session", "/verify", "/aggregate_metrics"]), bodies(task(expected_answer="5"), "question"))
     def collect(path: str, body: Any) -> None:
         sent.append((path, body))
 
@@ -216,7 +214,7 @@ def test_no_body_makes_the_server_fail():
 
     collect()
     answer()
-    statuses = {status for status, _ in posted(MathServer(Settings(deadline_s=0.5)), sent)}
+    statuses = {status for status, _ in posted(MathServer(ScoringSettings(deadline_s=0.5)), sent)}
     assert statuses <= {200, 400, 422}
     assert 422 in statuses
 
@@ -251,7 +249,7 @@ def test_a_pool_gives_results_tells_what_broke_and_replaces_what_hangs():
 
 def test_answers_are_compared_side_by_side():
     async def run() -> list[float]:
-        async with client_of(MathServer(Settings(num_workers=2))) as client:
+        async with client_of(MathServer(ScoringSettings(num_workers=2))) as client:
             rows_and_texts = [(task(expected_answer=str(number)), f"\\boxed{{{number % 3}}}") for number in range(12)]
             replies = await asyncio.gather(*(client.verify(row, text) for row, text in rows_and_texts))
             return [reply["reward"] for reply in replies]

@@ -16,7 +16,7 @@ from gym_bridge.resource_servers import multiple_choice
 from gym_bridge.resource_servers.multiple_choice.answers import by_mode, by_patterns
 from gym_bridge.resource_servers.multiple_choice.app import MultipleChoiceServer, Settings
 from gym_bridge.resource_servers.multiple_choice.questions import KINDS, random_question
-from tests.resource_servers.server_stage import Request, Row, answered, bodies, played, rolled_out, rows
+from tests.resource_servers.stage import Request, Row, answered, bodies, posted, rolled_out, rows
 from tests.rollouts.stage import called, in_order, said, turn
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ FULL_WIDTH_B = "\uff22"
 def verdicts(*requests: tuple[Row, str], **chosen: Any) -> list[tuple[float, str | None]]:
     """Reward and letter read of each row and reply."""
     server = MultipleChoiceServer(validate(Settings, chosen))
-    replies = played(server, [("/verify", answered(row, text)) for row, text in requests])
+    replies = posted(server, [("/verify", answered(row, text)) for row, text in requests])
     return [(reply["reward"], reply["extracted_answer"]) for _, reply in replies]
 
 
@@ -117,7 +117,7 @@ def test_listing_quoting_and_tricks_with_letters_are_not_rewarded(text: str):
 def test_the_right_letter_is_rewarded_and_the_row_kept():
     row = {**ROW, "expected_answer": " b", "uuid": "x"}
     assert verdicts((row, r"\boxed{B}"), (row, r"\boxed{A}"), (row, "B")) == [(1.0, "B"), (0.0, "A"), (0.0, None)]
-    reply = played(MultipleChoiceServer(), [("/verify", answered(row, r"\boxed{B}"))])[0][1]
+    reply = posted(MultipleChoiceServer(), [("/verify", answered(row, r"\boxed{B}"))])[0][1]
     assert reply == {**answered(row, r"\boxed{B}"), "expected_answer": "B", "extracted_answer": "B", "reward": 1.0}
 
 
@@ -184,7 +184,7 @@ def test_rollouts_that_nemo_gym_scored_score_the_same():
     options = {"options": [{letter: f"option {letter}"} for letter in "ABCDEFGHIJ"]}  # its rollouts do not keep them
     lines = [{**json.loads(line), **options} for line in (ROOT / "fixtures/nemo_gym/mcqa.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in lines] == [0.0, 1.0, 0.0, 1.0, 1.0]
-    for row, (status, reply) in zip(lines, played(MultipleChoiceServer(), [("/verify", row) for row in lines]), strict=True):
+    for row, (status, reply) in zip(lines, posted(MultipleChoiceServer(), [("/verify", row) for row in lines]), strict=True):
         assert status == 200
         found = {name: reply[name] for name in ("reward", "expected_answer", "extracted_answer")}
         assert found == {name: row[name] for name in found}
@@ -199,7 +199,7 @@ def test_all_that_the_assistant_said_is_read_also_before_a_tool_call():
         {"type": "reasoning", "summary": []},
     ]
     row = {**ROW, "response": {"output": output}}
-    assert played(MultipleChoiceServer(), [("/verify", row)])[0][1]["extracted_answer"] == "B"
+    assert posted(MultipleChoiceServer(), [("/verify", row)])[0][1]["extracted_answer"] == "B"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -277,4 +277,4 @@ fuzzed = bodies({**ROW, "grading_mode": COLON, "template_metadata": {"output_reg
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(paths, fuzzed), min_size=1, max_size=12))
 def test_no_body_makes_the_server_fail_or_hang(requests: list[Request]):
-    assert {status for status, _ in played(MultipleChoiceServer(), requests)} <= {200, 400, 422}
+    assert {status for status, _ in posted(MultipleChoiceServer(), requests)} <= {200, 400, 422}

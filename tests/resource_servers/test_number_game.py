@@ -14,7 +14,7 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers import number_game
 from gym_bridge.resource_servers.number_game.app import NumberGameServer
 from gym_bridge.schemas.seams import Turn, TurnRequest
-from tests.resource_servers.server_stage import Client, Request, Row, answered, bodies, played, rolled_out, rows, with_clients
+from tests.resource_servers.stage import Client, Request, Row, answered, bodies, posted, rolled_out, rows, with_clients
 from tests.rollouts.stage import said, turn
 
 GAME: Row = {"responses_create_params": {"input": []}, "low": 0, "high": 9, "target": 6, "max_guesses": 3}
@@ -22,13 +22,13 @@ GAME: Row = {"responses_create_params": {"input": []}, "low": 0, "high": 9, "tar
 
 def steps(*texts: str, row: Row = GAME) -> list[Any]:
     """The replies to one guess after the other."""
-    replies = played(NumberGameServer(), [("/reset", row), *(("/step", answered(row, text)) for text in texts)])
+    replies = posted(NumberGameServer(), [("/reset", row), *(("/step", answered(row, text)) for text in texts)])
     assert {status for status, _ in replies} == {200}
     return [reply for _, reply in replies[1:]]
 
 
 def test_the_rules_are_told_and_the_number_is_not():
-    (reply,) = played(NumberGameServer(), [("/reset", {**GAME, "target": 6})])
+    (reply,) = posted(NumberGameServer(), [("/reset", {**GAME, "target": 6})])
     text = "I think of a whole number from 0 to 9. You have 3 guesses. What is your first guess?"
     assert reply == (200, {"observation": text, "info": {"supports_explicit_close": True}})
 
@@ -95,13 +95,13 @@ def test_a_number_is_found_once():
 
 def test_an_episode_keeps_its_number_whatever_the_step_says():
     forged = {**GAME, "target": 3}
-    replies = played(NumberGameServer(), [("/reset", GAME), ("/step", answered(forged, "3")), ("/step", answered(forged, "6"))])
+    replies = posted(NumberGameServer(), [("/reset", GAME), ("/step", answered(forged, "3")), ("/step", answered(forged, "6"))])
     assert [reply["reward"] for _, reply in replies[1:]] == [0.0, 1.0]
 
 
 def test_without_an_episode_nothing_is_answered_and_a_closed_one_is_gone():
-    assert played(NumberGameServer(), [("/step", answered(GAME, "6"))])[0][0] == 400
-    replies = played(NumberGameServer(), [("/reset", GAME), ("/close", {}), ("/step", answered(GAME, "6")), ("/close", {})])
+    assert posted(NumberGameServer(), [("/step", answered(GAME, "6"))])[0][0] == 400
+    replies = posted(NumberGameServer(), [("/reset", GAME), ("/close", {}), ("/step", answered(GAME, "6")), ("/close", {})])
     assert [status for status, _ in replies] == [200, 200, 400, 400]
 
 
@@ -109,7 +109,7 @@ def test_without_an_episode_nothing_is_answered_and_a_closed_one_is_gone():
     "wrong", [{"target": 10}, {"target": -1}, {"low": 7}, {"max_guesses": 0}, {"target": None}, {"high": 10**400}]
 )
 def test_a_game_that_cannot_be_won_is_refused(wrong: Row):
-    assert played(NumberGameServer(), [("/reset", {**GAME, **wrong})])[0][0] == 422
+    assert posted(NumberGameServer(), [("/reset", {**GAME, **wrong})])[0][0] == 422
 
 
 def halving(request: TurnRequest) -> Turn:
@@ -163,14 +163,14 @@ def test_the_examples_are_five_games_that_can_be_won():
     assert [steps(str(row["target"]), row=row)[0]["reward"] for row in map(json.loads, lines)] == [1.0] * 5
 
 
-def test_sessions_side_by_side_keep_their_numbers():
+def test_two_hundred_sessions_with_interleaved_steps_keep_their_numbers_apart():
     async def talk(clients: list[Client]) -> list[Any]:
         games = [{**GAME, "target": n % 10} for n in range(len(clients))]
         await asyncio.gather(*(client.post("/reset", game) for client, game in zip(clients, games, strict=True)))
         return await asyncio.gather(*(client.post("/step", answered(GAME, "4")) for client in reversed(clients)))
 
-    rewards = [reply["reward"] for _, reply in with_clients(NumberGameServer(), 50, talk)]
-    assert rewards == [float(n % 10 == 4) for n in reversed(range(50))]
+    rewards = [reply["reward"] for _, reply in with_clients(NumberGameServer(), 200, talk)]
+    assert rewards == [float(n % 10 == 4) for n in reversed(range(200))]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -178,4 +178,4 @@ def test_sessions_side_by_side_keep_their_numbers():
     st.lists(st.tuples(st.sampled_from(["/reset", "/step", "/close", "/aggregate_metrics"]), bodies(GAME)), min_size=1, max_size=12)
 )
 def test_no_body_makes_the_server_fail_or_hang(requests: list[Request]):
-    assert {status for status, _ in played(NumberGameServer(), [("/reset", GAME), *requests])} <= {200, 400, 422}
+    assert {status for status, _ in posted(NumberGameServer(), [("/reset", GAME), *requests])} <= {200, 400, 422}

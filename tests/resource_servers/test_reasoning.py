@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers import reasoning
 from gym_bridge.resource_servers.registry import load_server
-from gym_bridge.rollouts.play import Played
-from gym_bridge.schemas.rollouts import Failure, FailureType
-from tests.resource_servers.serving_stage import answered, bodies, posted, rolled_out, task, verified
+from gym_bridge.schemas.rollouts import FailureType
+from tests.resource_servers.stage import answered, bodies, failed_rollout, posted, rolled_out, task, verified
 
 pytest.importorskip("reasoning_gym", reason="needs the servers extra: pip install -e '.[servers]'")
 
@@ -102,26 +101,37 @@ def test_an_answer_that_hangs_its_scorer_scores_zero_in_time_and_the_next_is_sco
 
 def test_rows_that_cannot_be_scored_are_failures_and_no_rewards():
     rows_ = [
-        made("no_such_dataset", "25"),
         made("countdown", "exec(chr(49))", numbers=[1], target=1),
         made("simple_integration", "x", variable="x", integrand="exec(chr(49))"),
-        {**SUM, "config": {"no_such_knob": 1}},
     ]
     replies = verified(ReasoningServer(), [(row, tagged("25")) for row in rows_])
-    assert [reply["_ng_failure_class"] for reply in replies] == ["judge_failed"] * 4
+    assert [reply["_ng_failure_class"] for reply in replies] == ["judge_failed"] * 2
     assert all("the task's own answer cannot be scored" in reply["_ng_failure_judge_error"] for reply in replies)
 
 
+def test_rows_of_no_dataset_or_with_what_is_none_of_its_own_are_refused_before_the_model_is_asked():
+    refused = {
+        "dataset": made("chain_sums", "25"),
+        "config": {**SUM, "config": {"no_such_knob": 1}},
+        "entry": made("puzzle24", "(8+4)*2", numbers="8842"),
+    }
+    for field, row in refused.items():
+        for path, body in (("/seed_session", row), ("/verify", answered(row, tagged("25")))):
+            status, reply = posted(ReasoningServer(), [(path, body)])[0]
+            assert (status, reply["detail"][0]["loc"][:2]) == (422, ["body", field])
+    assert (
+        "did you mean 'chain_sum'" in posted(ReasoningServer(), [("/seed_session", refused["dataset"])])[0][1]["detail"][0]["msg"]
+    )
+
+
 def test_a_row_that_cannot_be_scored_fails_its_rollout():
-    failed = rolled_out(ReasoningServer(), made("no_such_dataset", "25"), tagged("25"))
-    assert isinstance(failed, Failure)
-    assert failed.type is FailureType.JUDGE
+    failed = failed_rollout(ReasoningServer(), made("no_such_dataset", "25"), tagged("25"))
+    assert (failed.type, failed.status) == (FailureType.INVALID_ROW, 422)
 
 
 def test_a_rollout_reaches_its_reward_through_the_collector():
     row = rows(num_tasks=1)[0]
     played = rolled_out(ReasoningServer(), row, tagged(row["entry"]["answer"]))
-    assert isinstance(played, Played)
     assert (played.row["reward"], played.row["score"]) == (1.0, 1.0)
 
 
@@ -204,7 +214,7 @@ def test_no_body_makes_the_server_fail():
     sent: list[tuple[str, Any]] = []
 
     @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(["/seed_session", "/verify", "/aggregate_metrics"]), bodies("dataset", "config", "entry"))
+    @given(st.sampled_from(["/seed_session", "/verify", "/aggregate_metrics"]), bodies(SUM))
     def collect(path: str, body: Any) -> None:
         sent.append((path, body))
 

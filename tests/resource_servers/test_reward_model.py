@@ -13,31 +13,14 @@ from hypothesis import strategies as st
 from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.resource_servers import reward_model
 from gym_bridge.resource_servers.registry import load_server, make_server
-from gym_bridge.rollouts.play import Played
-from gym_bridge.schemas.rollouts import Failure, FailureType
-from tests.resource_servers.serving_stage import answered, bodies, client_of, posted, rolled_out, task, verified
+from gym_bridge.schemas.rollouts import FailureType
+from tests.resource_servers.reward_model_stage import write_reward_model
+from tests.resource_servers.stage import answered, bodies, client_of, failed_rollout, posted, rolled_out, task, verified
 from tests.rollouts.stage import called
 
 pytest.importorskip("torch", reason="needs the train extra: pip install -e '.[train]'")
 
 from gym_bridge.resource_servers.reward_model.app import RewardModelServer, Settings
-
-
-def write_reward_model(tiny_llama: Path, directory: Path, **changed: Any) -> Path:
-    """The tiny Llama with a scalar head, and its tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(tiny_llama / name, directory / name)
-    config = AutoConfig.from_pretrained(tiny_llama, **{"num_labels": 1, **changed})
-    torch.manual_seed(11)
-    module = AutoModelForSequenceClassification.from_config(config)
-    with torch.no_grad():
-        for param in module.parameters():
-            param.normal_(std=0.25) if param.dim() == 2 else param.uniform_(0.5, 1.5)
-    module.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +126,6 @@ def test_tools_and_their_outputs_are_part_of_the_conversation(tiny_reward_model:
 
 def test_a_rollout_reaches_its_reward_through_the_collector_and_one_without_a_chat_form_is_a_failure(tiny_reward_model: Path):
     played = rolled_out(serving_model(tiny_reward_model), row("Hi"), "Hello")
-    assert isinstance(played, Played)
     assert played.row["reward"] == pytest.approx(own_score(tiny_reward_model, as_chatml("Hi", "Hello")), abs=1e-5)
     body = {**row("Hi"), "response": {"output": [{"type": "image_generation_call"}]}}
     ((_, reply),) = posted(serving_model(tiny_reward_model), [("/verify", body)])
@@ -159,8 +141,7 @@ def test_a_model_that_gives_no_number_is_a_failure_and_no_reward(tiny_reward_mod
     weights = load_file(tmp_path / "nan" / "model.safetensors")
     weights["score.weight"] = torch.full_like(weights["score.weight"], torch.nan)
     save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
-    failed = rolled_out(serving_model(tmp_path / "nan"), row("Hi"), "Hello")
-    assert isinstance(failed, Failure)
+    failed = failed_rollout(serving_model(tmp_path / "nan"), row("Hi"), "Hello")
     assert failed.type is FailureType.JUDGE
     assert "score is nan" in failed.message
 
@@ -203,7 +184,7 @@ def test_no_body_makes_the_server_fail(tiny_reward_model: Path):
     sent: list[tuple[str, Any]] = []
 
     @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(["/seed_session", "/verify", "/verify", "/aggregate_metrics"]), bodies("tools"))
+    @given(st.sampled_from(["/seed_session", "/verify", "/verify", "/aggregate_metrics"]), bodies(row("Hi"), "tools"))
     def collect(path: str, body: Any) -> None:
         sent.append((path, body))
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gym_bridge.config import StrictModel
 from gym_bridge.errors import ConfigError
-from gym_bridge.resource_servers.arithmetic.answers import extract_answer
+from gym_bridge.resource_servers.answers import extract_answer
 from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Task, Verdict
 from gym_bridge.resource_servers.sessions import SessionMissing
 from gym_bridge.resource_servers.tools import tool

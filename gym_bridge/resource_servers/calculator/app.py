@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from gym_bridge.config import StrictModel
-from gym_bridge.resource_servers.arithmetic.answers import extract_answer
-from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Task, Verdict
+from gym_bridge.resource_servers.answers import extract_answer
+from gym_bridge.resource_servers.base import InvalidTask, ResourceServer, Response, Split, Task, Verdict
 from gym_bridge.resource_servers.calculator.programs import Number, Step, calculate, calls, question, random_program, results
 from gym_bridge.resource_servers.sessions import SessionMissing
 from gym_bridge.resource_servers.splits import drawn, refuse_more_than
@@ -54,7 +54,7 @@ def _in_digits(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Operand = Annotated[str, BeforeValidator(_in_digits), StringConstraints(pattern=r"^(-?[0-9]{1,200}|[A-Z])$")]
+Operand = Annotated[str, StringConstraints(pattern=r"^(-?[0-9]{1,200}|[A-Z])$"), BeforeValidator(_in_digits)]
 """A whole number, or the letter of an earlier result."""
 Result = dict[str, str]
 
@@ -100,17 +100,15 @@ class CalculatorServer(ResourceServer[CalculatorTask, Tape]):
         return _written(session, "power_modulo", base, exponent, modulus)
 
     async def seed(self, task: CalculatorTask) -> Tape:
-        """An empty tape."""
+        """An empty tape. Raises InvalidTask for a chain that divides by zero."""
+        _chain(task)
         return Tape(_digest(task))
 
     async def verify(self, task: CalculatorTask, response: Response, session: Tape | None) -> Verdict:
         """1.0 for the last result, got by the tools; `num_steps_done` counts the chain's results that they gave."""
         if session is None:
             raise SessionMissing
-        try:
-            chain = results(task.start, task.steps)
-        except ValueError:  # a row by hand whose program divides by zero: nothing answers it
-            return Verdict(reward=0.0, fields={"extracted_answer": None, "num_steps_done": 0})
+        chain = _chain(task)
         answer = extract_answer(response.final_text, (task.start, *(step.operand for step in task.steps), *chain))
         done = sum(result in session.results for result in chain) if session.program == _digest(task) else 0
         right = answer == str(chain[-1]) and done == len(chain)
@@ -129,6 +127,13 @@ class CalculatorServer(ResourceServer[CalculatorTask, Tape]):
         )
         tools = cls.tools()
         return (_row(start, steps, tools, split) for start, steps in programs)
+
+
+def _chain(task: CalculatorTask) -> list[int]:
+    try:
+        return results(task.start, task.steps)
+    except ValueError as error:
+        raise InvalidTask(f"the chain cannot be calculated: {error}", loc=("steps",)) from error
 
 
 def _written(tape: Tape, operation: str, *operands: str) -> Result:

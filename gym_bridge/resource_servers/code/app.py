@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from gym_bridge.config import StrictModel
 from gym_bridge.errors import ConfigError
-from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Task, Verdict, VerificationFailed
+from gym_bridge.resource_servers.base import InvalidTask, ResourceServer, Response, Split, Task, Verdict, VerificationFailed
+from gym_bridge.resource_servers.code.languages import language
 from gym_bridge.resource_servers.code.limits import Limits
 from gym_bridge.resource_servers.code.problems import HOLE, NUM_PROBLEMS, Kind, Problem, draw_problem
 from gym_bridge.resource_servers.code.program import Program
@@ -88,7 +89,7 @@ class CodeServer(ResourceServer[CodeTask, None]):
     Settings = Settings
     Knobs = Knobs
     stateless: ClassVar[bool] = True
-    deadline_s: ClassVar[float] = 300.0
+    deadline_s = 300.0
 
     async def start(self) -> None:
         """Open the sandbox. Raises ConfigError where the kernel offers too few layers."""
@@ -104,7 +105,13 @@ class CodeServer(ResourceServer[CodeTask, None]):
         await self._open.aclose()
 
     async def seed(self, task: CodeTask) -> None:
-        """Sessions hold nothing."""
+        """Sessions hold nothing. Raises InvalidTask for a language that cannot be run here, or cannot run such tests."""
+        try:
+            kind = language(task.language)
+        except ConfigError as error:
+            raise InvalidTask(str(error), loc=("language",)) from error
+        if not kind.call and (calls := [number for number, case in enumerate(task.tests) if case.function is not None]):
+            raise InvalidTask(f"{task.language} has tests with a stdin only", loc=("tests", calls[0], "function"))
 
     async def verify(self, task: CodeTask, response: Response, session: None) -> Verdict:
         """The reward, and `reward_components`: syntax, tests (the share that passed) and all; `outcomes` counts how the tests went.

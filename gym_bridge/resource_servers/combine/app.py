@@ -7,14 +7,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from gym_bridge.config import StrictModel, validate
-from gym_bridge.errors import ConfigError
+from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Verdict, VerificationFailed
 from gym_bridge.resource_servers.combine.shaping import Shaping, shaped
 from gym_bridge.resource_servers.combine.tasks import CombinedTask, combined_task
-from gym_bridge.resource_servers.registry import load_server, make_server
+from gym_bridge.resource_servers.registry import load_server, make_server, make_tasks
 from gym_bridge.resource_servers.tools import Tool
 from gym_bridge.schemas.rollouts import Row
 
@@ -44,6 +44,8 @@ class Settings(StrictModel):
     first one's reward reaches `gate`, else 0."""
     gate: float = 1.0
     """With how=gate, the reward that opens."""
+    tasks_from: str | None = None
+    """Name of the part that makes the tasks; the first when left out."""
     shaping: Shaping = Shaping()
     """What is done to the combined reward."""
 
@@ -56,6 +58,8 @@ class Running:
     server: ResourceServer
 
 
+DEADLINE_MARGIN_S = 5.0
+"""Seconds by which the deadline of all is later than those of its parts, which tell who was late."""
 Sessions = dict[str, Any]
 """Each part's session by its name."""
 
@@ -65,7 +69,6 @@ class CombineServer(ResourceServer[CombinedTask, Sessions]):
 
     Task = CombinedTask
     Settings = Settings
-    deadline_s = 3600.0  # each part keeps its own
 
     def __init__(self, settings: Settings | None = None, *, shuffle_rewards: bool = False):
         super().__init__(settings, shuffle_rewards=shuffle_rewards)
@@ -76,7 +79,10 @@ class CombineServer(ResourceServer[CombinedTask, Sessions]):
         self._tools = self._gathered_tools()
         if any(one.server.reverify_mode == "unsupported" for one in self._parts):
             self.reverify_mode = "unsupported"
-        self.max_sessions = min(one.server.max_sessions for one in self._parts)  # pyright: ignore[reportAttributeAccessIssue]
+        servers = [one.server for one in self._parts]
+        self.max_sessions = min(one.max_sessions for one in servers)
+        self.session_ttl_s = min(one.session_ttl_s for one in servers)
+        self.deadline_s = DEADLINE_MARGIN_S + sum(one.deadline_s for one in servers)  # they are seeded one after the other
         self._stack = AsyncExitStack()
 
     def tool_table(self) -> dict[str, Tool]:
@@ -130,9 +136,36 @@ class CombineServer(ResourceServer[CombinedTask, Sessions]):
         return Verdict(reward=reward, fields=fields)
 
     @classmethod
+    def tasks_for(cls, settings: StrictModel, *, num_tasks: int, seed: int, split: Split, **knobs: Any) -> Iterator[Row]:
+        """Those of the part that `tasks_from` names, each checked to be a task of every part."""
+        assert isinstance(settings, Settings)
+        server = cls(settings)
+        maker = next(part for part in settings.parts if settings.tasks_from in (None, part.name))
+        if maker.settings:
+            kind = load_server(maker.server)
+            given = validate(kind.Settings, maker.settings)
+            rows = kind.tasks_for(given, num_tasks=num_tasks, seed=seed, split=split, **knobs)
+        else:
+            rows = make_tasks(maker.server, num_tasks=num_tasks, seed=seed, split=split, **knobs)
+        return (server._read_by_all(row, maker) for row in rows)
+
+    @classmethod
     def make_tasks(cls, knobs: Any, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:
-        """None: the parts make them. Raises ConfigError."""
-        raise ConfigError("server 'combine' makes no tasks: make those of one of its parts, with the fields that the others need")
+        """None: the YAML file tells which part makes them. Raises ConfigError."""
+        raise ConfigError("server 'combine' makes no tasks by name: its YAML file tells whose to make; write its path instead")
+
+    def _read_by_all(self, row: Row, maker: Part) -> Row:
+        for one in self._parts:
+            try:
+                one.server.Task.model_validate(row)
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                field = ".".join(map(str, wrong["loc"]))
+                raise ConfigError(
+                    f"the tasks of part {maker.name!r} are none of part {one.part.name!r}: {field}: {wrong['msg']}; "
+                    "name another with tasks_from"
+                ) from error
+        return row
 
     def _gathered_tools(self) -> dict[str, Tool]:
         owners: dict[str, str] = {}
@@ -180,6 +213,8 @@ def _check(given: Settings) -> None:
     names = [part.name for part in given.parts]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"two parts are called {repeated[0]!r}; give each a name of its own")
+    if given.tasks_from is not None and given.tasks_from not in names:
+        raise ConfigError(f"tasks_from={given.tasks_from!r} is no part{nearest(given.tasks_from, names)}")
     if given.how == "gate" and len(names) < 2:
         raise ConfigError("how=gate needs two parts: the first opens for the others")
     if given.how == "product" and any(part.weight != 1.0 for part in given.parts):

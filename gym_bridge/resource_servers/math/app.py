@@ -3,17 +3,15 @@
 import random
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import Field
 
 from gym_bridge.config import StrictModel
-from gym_bridge.errors import missing_extra
-from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Task, Verdict
+from gym_bridge.resource_servers.base import Response, Split, Task, Verdict
 from gym_bridge.resource_servers.math.boxes import last_box, refusal
 from gym_bridge.resource_servers.math.problems import KINDS, Problem
-from gym_bridge.resource_servers.scorer_pool import Scorer, ScorerPool
+from gym_bridge.resource_servers.scoring_server import ScoringServer
 from gym_bridge.resource_servers.splits import drawn, refuse_more_than
 from gym_bridge.schemas.rollouts import Row
 
@@ -39,44 +37,13 @@ class Knobs(StrictModel):
     """mixed: one of the others at random for each task."""
 
 
-class Settings(StrictModel):
-    """How answers are compared."""
-
-    deadline_s: float = Field(5.0, gt=0)
-    """Seconds after which a comparison is given up and its process killed."""
-    num_workers: int = Field(2, ge=1)
-    """Processes that compare."""
-
-
-class MathServer(ResourceServer[MathTask, None]):
+class MathServer(ScoringServer[MathTask]):
     r"""The reward is 1 when math-verify holds what stands in the last \boxed{} for equal to the expected answer, else 0."""
 
     Task = MathTask
     Knobs = Knobs
-    Settings = Settings
-    stateless = True
-    deadline_s = 600.0  # the wait for an idle worker is in it
-
-    def __init__(self, settings: Settings | None = None, *, shuffle_rewards: bool = False):
-        if find_spec("math_verify") is None:
-            raise missing_extra("resource server 'math'", "servers")
-        super().__init__(settings, shuffle_rewards=shuffle_rewards)
-        given = cast(Settings, self.settings)
-        self._pool = ScorerPool(
-            "gym_bridge.resource_servers.math.grading:grade", num_workers=given.num_workers, deadline_s=given.deadline_s
-        )
-        self._scorer = Scorer(self._pool)
-
-    async def start(self) -> None:
-        """Make the workers."""
-        await self._pool.start()
-
-    async def stop(self) -> None:
-        """End the workers."""
-        await self._pool.stop()
-
-    async def seed(self, task: MathTask) -> None:
-        """A session holds nothing."""
+    library = "math_verify"
+    function = "gym_bridge.resource_servers.math.grading:grade"
 
     async def verify(self, task: MathTask, response: Response, session: None) -> Verdict:
         """1.0 for the right answer; the row tells what was read, and why an answer scored 0 without being compared.
@@ -89,7 +56,7 @@ class MathServer(ResourceServer[MathTask, None]):
         problem = refusal(text, expected=expected)
         if problem is not None or answer is None:
             return _verdict(0.0, answer if problem != "too_long" else None, problem=problem)
-        scored = await self._scorer.score(
+        scored = await self.scorer.score(
             {"expected": expected, "answer": answer}, reference={"expected": expected, "answer": expected}
         )
         if scored.timed_out or scored.crashed:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from gym_bridge.config import StrictModel
-from gym_bridge.resource_servers.arithmetic.answers import extract_answer
+from gym_bridge.resource_servers.answers import extract_answer
 from gym_bridge.resource_servers.base import Response, Split, Step, StepwiseServer, Task
 from gym_bridge.resource_servers.splits import drawn, refuse_more_than
 from gym_bridge.schemas.rollouts import Row

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from gym_bridge.config import StrictModel
-from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Task, Verdict, VerificationFailed
+from gym_bridge.resource_servers.base import InvalidTask, ResourceServer, Response, Split, Task, Verdict
 from gym_bridge.resource_servers.office.database import Office, OfficeError, Record, State
 from gym_bridge.resource_servers.office.requests import Request, random_request
 from gym_bridge.resource_servers.office.world import NUM_WORLDS, TODAY
@@ -157,7 +157,8 @@ class OfficeServer(ResourceServer[OfficeTask, Office]):
         return _told("tasks_delete", lambda: session.delete("tasks", task_id))
 
     async def seed(self, task: OfficeTask) -> Office:
-        """The task's office, untouched."""
+        """The task's office, untouched. Raises InvalidTask for a ground truth that cannot be done, or changes nothing."""
+        await self._expected(task)
         return Office(task.world)
 
     def end(self, session: Office) -> None:
@@ -177,17 +178,17 @@ class OfficeServer(ResourceServer[OfficeTask, Office]):
         office = Office(task.world)
         try:
             untouched = office.state()
-            for action in task.ground_truth:
+            for number, action in enumerate(task.ground_truth):
                 known = _tools()[action.name]
                 arguments = known.values(known.arguments.model_validate_json(action.arguments))
                 told = await getattr(self, action.name)(office, **arguments)
                 if isinstance(told["output"], str):
-                    raise VerificationFailed(f"the row's ground truth cannot be done: {told['output']}")
+                    raise InvalidTask(f"the call cannot be done: {told['output']}", loc=("ground_truth", number))
             expected = office.state()
         finally:
             office.close()
         if expected == untouched:
-            raise VerificationFailed("the row's ground truth changes nothing: doing nothing would be right")
+            raise InvalidTask("the calls change nothing: doing nothing would be right", loc=("ground_truth",))
         return expected
 
     @classmethod

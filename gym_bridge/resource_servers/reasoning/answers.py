@@ -70,6 +70,12 @@ def may_be_scored(dataset: str, answer: str) -> bool:
     return True
 
 
+def has_rules(dataset: str, metadata: dict[str, Any]) -> bool:
+    """Whether a task's metadata holds what `follows_the_rules` needs of it."""
+    numbers = metadata.get("numbers")
+    return dataset != "puzzle24" or (isinstance(numbers, list) and all(type(one) is int for one in numbers))
+
+
 def follows_the_rules(dataset: str, answer: str, metadata: dict[str, Any]) -> bool:
     """False for answers that a dataset's rules forbid and its scorer takes: puzzle24 never looks which numbers were used."""
     if dataset != "puzzle24":

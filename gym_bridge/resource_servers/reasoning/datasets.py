@@ -48,7 +48,7 @@ def checked_config(kind: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
         made = config(**values)
         if hasattr(made, "validate"):
             made.validate()
-    except (AssertionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"knobs of kind={kind}: {error or 'reasoning-gym refuses them'}") from error
     return values
 

@@ -12,6 +12,29 @@ for folder in ("/", "/usr", "/usr/local", "/etc", "/dev", "/var", "/run", "/opt"
     ),
     Hostile(name="writes_beside_the_secret", open_air=True, source='tries("here", lambda: open(SECRET + ".new", "w").write("x"))'),
     Hostile(name="appends_to_the_secret", open_air=True, source='tries("append", lambda: open(SECRET, "a").write(""))'),
+    Hostile(
+        name="deletes_and_renames_the_secret",
+        source="""
+import shutil
+tries("truncate", lambda: os.truncate(SECRET, 0))
+tries("rename", lambda: os.rename(SECRET, SECRET + ".moved"))
+tries("take away", lambda: os.rename(SECRET, "taken"))
+tries("unlink", lambda: os.unlink(SECRET))
+tries("replace", lambda: os.replace("solution.py", SECRET))
+tries("remove all", lambda: shutil.rmtree(os.path.dirname(SECRET)))
+""",
+    ),
+    Hostile(
+        name="settles_in",
+        source="""
+home = os.path.expanduser("~root")
+for folder in ("/etc/cron.d", "/var/spool/cron/crontabs", "/etc/profile.d", "/etc/init.d", "/etc/systemd/system"):
+    creates(os.path.join(folder, "gym-bridge-evil"))
+for name in (".bashrc", ".profile", ".ssh/authorized_keys", ".pythonrc.py", ".config/autostart"):
+    tries(name, lambda: open(os.path.join(home, name), "a"))
+tries("crontab", lambda: subprocess.run(["crontab", "-l"], check=True, capture_output=True, stdin=subprocess.DEVNULL))
+""",
+    ),
     Hostile(name="overwrites_the_interpreter", source='tries("python", lambda: open(sys.executable, "r+b"))'),
     Hostile(
         name="patches_the_library",

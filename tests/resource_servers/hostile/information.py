@@ -94,6 +94,16 @@ for path in ("/.dockerenv", "/run/secrets", "/run/docker.sock", "/var/run/secret
     finds(path, lambda: os.path.exists(path))
 """,
     ),
+    Hostile(
+        name="network_interfaces",
+        source="""
+import socket
+finds("interfaces", lambda: [name for _, name in socket.if_nameindex() if name != "lo"])
+for path in ("/proc/net/route", "/proc/net/dev", "/etc/resolv.conf", "/etc/hosts"):
+    tries(path, lambda: open(path).read())
+finds("address of this machine", lambda: socket.gethostbyname(HOST))
+""",
+    ),
     Hostile(name="machine_name", open_air=True, source='finds("hostname", lambda: platform.node() == HOST)'),
     Hostile(name="own_identity", source='finds("root", lambda: 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups()))'),
     Hostile(

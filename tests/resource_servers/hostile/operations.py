@@ -188,6 +188,16 @@ call("reboot", 169, 142, 0, 0, 0, None)
 """,
     ),
     Hostile(
+        name="installs_a_package",
+        source="""
+import sysconfig
+for kind in ("purelib", "platlib", "scripts", "stdlib"):
+    creates(os.path.join(sysconfig.get_path(kind), "gym_bridge_evil.pth"))
+creates("/var/lib/dpkg/info/gym-bridge-evil.list")
+creates("/usr/local/bin/gym-bridge-evil")
+""",
+    ),
+    Hostile(
         name="keys",
         source="""
 call("keyctl", 250, 219, 0, -3, 0)

@@ -1,4 +1,4 @@
-"""The one number that a reply gives, or None: the strict reading on which the arithmetic reward stands.
+"""The one number that a reply gives, or None: the strict reading of the servers whose answers are numbers.
 
 A number is `49`, `-49`, `1,234` or `49.0`, in ASCII digits, on its own: not part of a longer word such as `49th`, `x49`,
 `4e1`, `49%`, `49/2`, `40-49`, `049` or `.49`. A reply that holds a word with digits in it that is no number is not read at
