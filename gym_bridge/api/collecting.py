@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gym_bridge.api.collectors import open_collector, stop_rules
 from gym_bridge.api.models import model_identity, nemo_gym_policy, open_sampler, public_url
 from gym_bridge.api.requested import RequestedRollouts
-from gym_bridge.api.targets import Target, open_target
+from gym_bridge.api.targets import Target, descriptions_of, open_target
 from gym_bridge.errors import ConfigError, ServerError
 from gym_bridge.io.digests import digest_file
 from gym_bridge.io.jsonl import read_jsonl
@@ -89,6 +89,8 @@ def _play_unfinished(settings: RunSettings, log: RolloutLog, progress: Progress)
     with ExitStack() as stack:
         nemo_gym_log = sibling(settings.output, "_nemo_gym.log")
         target = stack.enter_context(open_target(settings, log=nemo_gym_log, policy=nemo_gym_policy(settings)))
+        if settings.agent_url or settings.head_url or "://" in (settings.server or ""):
+            log.meet_servers(descriptions_of(target))
         tasks = RequestedRollouts(settings, agent=target.default_agent or AGENT_REF["name"])
         _check_cohorts(settings, target)
         log.write_inputs(one.row for one in tasks.planned())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.io.digests import digest_json
 from gym_bridge.schemas.play_settings import LimitSettings, TargetSettings
 
 if TYPE_CHECKING:
@@ -122,6 +123,22 @@ def _resources_server(settings: TargetSettings, name: str, head: "HeadConfig") -
         raise ConfigError(f"{head.url}: no resource server {name!r} runs there{known if server is None else ''}")
     size = server.cohort_size
     return Target(dialect=_dialect(settings, server.url), url=server.url, cohorts=size is not None, cohort_size=size)
+
+
+def descriptions_of(target: Target) -> dict[str, str]:
+    """Digests of what the servers of `target` say of themselves, by address; those that say nothing are left out.
+
+    Raises ServerError for one that does not answer.
+    """
+    from gym_bridge.api.models import public_url
+    from gym_bridge.rollouts.sessions.detection import description
+
+    async def ask(http: "HttpClient") -> dict[str, str]:
+        urls = sorted(target.by_agent.values()) or [target.url]
+        described = [await description(url, http) for url in urls]
+        return {public_url(url): digest_json(one) for url, one in zip(urls, described, strict=True) if one is not None}
+
+    return _now(ask)
 
 
 def _now(ask: "Callable[[HttpClient], Awaitable[T]]") -> T:

@@ -15,7 +15,10 @@ from gym_bridge.version import __version__
 
 
 class CollectionManifest:
-    """`{"identity": ..., "versions": ..., "ledger": ...}`; the ledger is there once a run has ended well."""
+    """`{"identity": ..., "versions": ..., "met": ..., "ledger": ...}`.
+
+    `met` is what only a running server could tell; the ledger is there once a run has ended well.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -45,8 +48,17 @@ class CollectionManifest:
         """Write the manifest of a collection that goes on: its ledger is open again. Raises ConfigError."""
         found = self.read()
         if found is None or "ledger" in found:
-            versions = found.get("versions") if found else None
-            self._write({"identity": _as_json(identity), "versions": versions or _versions()})
+            kept = {name: found[name] for name in ("versions", "met") if name in found} if found else {}
+            self._write({"identity": _as_json(identity), "versions": _versions(), **kept})
+
+    def meet(self, met: Mapping[str, str]) -> list[str]:
+        """Keep what servers are, by address; the addresses at which an earlier run met something else. Raises ConfigError."""
+        found = self.read() or {}
+        before: dict[str, str] = found.get("met") or {}
+        changed = [name for name, digest in met.items() if before.get(name, digest) != digest]
+        if not changed and met.keys() - before.keys():
+            self._write({**found, "met": {**before, **met}})
+        return changed
 
     def end(self, ledger: Ledger) -> None:
         """Add how the requested rollouts ended. Raises ConfigError."""

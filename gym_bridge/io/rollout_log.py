@@ -136,6 +136,17 @@ class RolloutLog:
         if not self.inputs.exists():
             write_jsonl(self.inputs, rows)
 
+    def meet_servers(self, descriptions: Mapping[str, str]) -> None:
+        """Note the digests of what servers say of themselves, by address.
+
+        Raises ConfigError for a server that is another one than the collection has rollouts of.
+        """
+        if changed := self._manifest.meet(descriptions):
+            raise ConfigError(
+                f"{self.output} has rollouts of another server: what {changed[0]} says of itself (/openapi.json) is not what it "
+                "was when the collection began; start that server again, choose another --output or pass --overwrite"
+            )
+
     def next_rollout_index(self, task_index: int) -> int:
         """The first rollout index of a task that the log does not hold."""
         return self.outcomes.next_rollout_index(task_index)

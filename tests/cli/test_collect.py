@@ -98,6 +98,29 @@ def test_another_command_on_the_same_output_is_refused(gym_bridge, child, chat_m
     assert len(rollout_keys(output)) == 6
 
 
+def test_another_server_at_the_same_address_is_refused(child, chat_model, tasks: Path, tmp_path: Path, rollout_keys):
+    output, model, server = tmp_path / "rollouts.jsonl", chat_model(free_calls=2), child("serve", "arithmetic")
+    url = server.address()
+    argv = command(tasks, output, server=url, model_url=model.url, concurrency=1)
+    collect = child(*argv)
+    model.wait_for_calls(3)
+    collect.interrupt()
+    assert collect.ended().code == 130
+    model.release()
+    server.process.terminate()
+    server.ended()
+    other = child("serve", "calculator", "--port", url.rpartition(":")[2])
+    assert other.address() == url
+    ended = child(*argv).ended()
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"{output} has rollouts of another server: what {url} says of itself" in ended.err
+    other.process.terminate()
+    other.ended()
+    child("serve", "arithmetic", "--port", url.rpartition(":")[2]).address()
+    assert child(*argv).ended().code == 0
+    assert len(rollout_keys(output)) == 6
+
+
 def test_a_command_that_stopped_before_its_first_rollout_binds_nobody(gym_bridge, chat_model, tasks: Path, tmp_path: Path):
     argv = command(tasks, tmp_path / "r.jsonl", server="arithmetc", model_url=chat_model().url, concurrency=4)
     assert "did you mean 'arithmetic'?" in gym_bridge(*argv).err

@@ -6,6 +6,7 @@ import orjson
 
 from gym_bridge.errors import ConfigError, ServerError
 from gym_bridge.rollouts.http import HttpClient, HttpError, Reply
+from gym_bridge.schemas.rollouts import Row
 
 Dialect = Literal["seed_verify", "gymnasium", "agent"]
 TIMEOUT_S = 30.0
@@ -22,14 +23,15 @@ async def detect(url: str, http: HttpClient, *, timeout_s: float = TIMEOUT_S) ->
     Raises ConfigError for an agent, and ServerError for a server that speaks no dialect or does not answer.
     """
     url = url.rstrip("/")
-    dialect = await _described(url, http, timeout_s) or await _probed(url, http, timeout_s)
+    dialect = _dialect_of(await description(url, http, timeout_s=timeout_s)) or await _probed(url, http, timeout_s)
     if dialect == "agent":
         raise ConfigError(f"{url} is an agent (it has /run), not a resources server; pass it as --agent-url {url}")
     return dialect
 
 
-async def _described(url: str, http: HttpClient, timeout_s: float) -> Dialect | None:
-    """By its own description; None where it has none, or none that says."""
+async def description(url: str, http: HttpClient, *, timeout_s: float = TIMEOUT_S) -> Row | None:
+    """What the server at `url` says of itself: its `/openapi.json`; None where it has none. Raises ServerError for no answer."""
+    url = url.rstrip("/")
     try:
         reply = await http.get(f"{url}/openapi.json", timeout_s=timeout_s)
     except HttpError as error:
@@ -38,7 +40,12 @@ async def _described(url: str, http: HttpClient, timeout_s: float) -> Dialect | 
         described = orjson.loads(reply.body) if reply.status < 300 else None
     except orjson.JSONDecodeError:
         return None
-    paths = described.get("paths") if isinstance(described, dict) else None
+    return described if isinstance(described, dict) else None
+
+
+def _dialect_of(described: Row | None) -> Dialect | None:
+    """By its own description; None where it has none, or none that says."""
+    paths = described.get("paths") if described is not None else None
     return next((dialect for route, dialect in MARKS if isinstance(paths, dict) and route in paths), None)
 
 
