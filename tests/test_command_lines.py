@@ -10,17 +10,25 @@ from pydantic import BaseModel
 
 from gym_bridge.cli.main import cli
 from gym_bridge.cli.train import find_config
+from gym_bridge.cli.transform import settings_of
 from gym_bridge.config import load_config, validate
 from gym_bridge.errors import GymBridgeError
 from gym_bridge.resource_servers.registry import load_server
-from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
+from gym_bridge.schemas.transform_settings import TransformSettings
+from gym_bridge.transforms.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGE_PAGES = sorted((ROOT / "gym_bridge").rglob("*.md"))
 FENCE = re.compile(r"^\s*(```|~~~)")
 INLINE = re.compile(r"`(gym-bridge [^`]+)`")
-TRAINERS: dict[str, type[BaseModel]] = {"sft": SFTSettings, "grpo": GRPOSettings}
+TRAINERS: dict[str, type[BaseModel]] = {
+    "sft": SFTSettings,
+    "dpo": DPOSettings,
+    "rm": RewardModelSettings,
+    "grpo": GRPOSettings,
+}
 
 
 def command_lines(page: str) -> list[str]:
@@ -68,6 +76,9 @@ def _check_values(verb: str, params: dict, *, trains: bool) -> None:
         files = [path for path in shipped if path.exists()]
         needed = ["data.train=x", *(["env.server=arithmetic"] if verb == "grpo" else [])]
         load_config(TRAINERS[verb], files=files, overrides=[*needed, *params["overrides"]])
+    if verb == "transform" and not params["columns"]:
+        settings = settings_of({name: value for name, value in params.items() if name in TransformSettings.model_fields})
+        make_plan(params["rollouts"], settings)
     if verb == "tasks":
         server = load_server(_existing(params["server"]))
         validate(server.Knobs, dict(one.split("=", 1) for one in params["knobs"]))
@@ -100,7 +111,20 @@ def test_the_readme_shows_every_verb():
 
 
 @pytest.mark.parametrize(
-    "verb", ["collect", "transform", "audit", "train sft", "train grpo", "eval run", "eval report", "serve", "tasks"]
+    "verb",
+    [
+        "collect",
+        "transform",
+        "audit",
+        "train sft",
+        "train dpo",
+        "train rm",
+        "train grpo",
+        "eval run",
+        "eval report",
+        "serve",
+        "tasks",
+    ],
 )
 def test_every_example_in_a_help_page_parses(verb: str):
     command: click.Command = cli
@@ -132,6 +156,9 @@ def test_lines_are_found_joined_and_freed_of_comments():
         "gym-bridge train sft --config mine.yaml data.trian=x",
         "gym-bridge collect --input x --output y --server arithmetic --model-api chatt",
         "gym-bridge transform a.jsonl --output b",
+        "gym-bridge transform a.jsonl --to sft",
+        "gym-bridge transform a.jsonl --to sft --output b --min-margin 0.1",
+        "gym-bridge transform a.jsonl --to sft --output b --where 'reward >'",
     ],
 )
 def test_a_wrong_line_would_be_found(line: str):
@@ -146,6 +173,8 @@ def test_a_wrong_line_would_be_found(line: str):
         "gym-bridge audit a.jsonl > report.txt",
         "gym-bridge train grpo --config mine.yaml policy.lr=1e-4  # mine",
         "gym-bridge eval --input x --output y --server http://127.0.0.1:1",
+        "gym-bridge transform a.jsonl b.jsonl.zst --to dpo --output c --pairs all --max-pairs-per-task 4",
+        "gym-bridge transform a.jsonl --columns --json",
         "gym-bridge --version",
         "gym-bridge train --help",
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from tests.house import FLOORS, LEVEL, PACKAGE, ROOT, Import, Module, modules, room_of
 
-TORCH_ROOMS = ("policy/", "trainers/", "algorithms/losses.py")
+TORCH_ROOMS = ("policy/", "trainers/", "algorithms/losses.py", "algorithms/preference_losses.py")
 HEAVY = ("torch", "transformers", "vllm", "ray")
 DOORS = {
     "rollouts/attempts.py": 1,  # one rollout

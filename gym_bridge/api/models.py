@@ -27,13 +27,16 @@ def model_directory(name: str) -> Path:
     path = resolve(name)
     if path.suffix != ".gguf":
         return path
+    unpacked = path.with_suffix("")
+    if (unpacked / "config.json").exists():  # told without torch, which takes seconds to import
+        return unpacked
     try:
         from gym_bridge.policy.loading import unpack_gguf
     except ImportError:
         raise missing_extra(f"unpacking {path.name}", "train") from None
     from gym_bridge.tokens.chatml import TEMPLATE
 
-    return unpack_gguf(path, path.with_suffix(""), plain_chatml_template=TEMPLATE)
+    return unpack_gguf(path, unpacked, plain_chatml_template=TEMPLATE)
 
 
 def model_identity(settings: PlaySettings) -> dict[str, Any]:

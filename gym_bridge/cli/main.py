@@ -17,15 +17,17 @@ VERBS = {
     "collect": "Play tasks against a resource server and log the rollouts.",
     "reverify": "Score stored rollouts again, without sampling.",
     "doctor": "Play one rollout against a server and a model, and tell what works.",
-    "transform": "Turn rollouts into a dataset: response, sft or dpo.",
+    "transform": "Turn rollouts into a dataset: response, sft, grpo, dpo, preference or tasks.",
     "audit": "Check rollouts or a dataset against a model's tokens and template.",
+    "prep": "Resolve placeholders in task files, check the rows and write them in shards.",
+    "nemo-rl": "Write NeMo RL's config for a dataset, and start its training.",
     "train": "Train a policy: sft or grpo.",
     "eval": "Play held-out tasks and report rewards with honest intervals.",
     "serve": "Start a resource server.",
     "tasks": "Write tasks of a resource server.",
     "quickstart": "The whole loop on a small real model, in minutes, on a CPU.",
 }
-MODULES = {"eval": "evaluate"}
+MODULES = {"eval": "evaluate", "nemo-rl": "nemo_rl"}
 BUG, INTERRUPTED = 1, 130
 
 

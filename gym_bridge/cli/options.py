@@ -12,13 +12,18 @@ from pydantic.fields import FieldInfo
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def settings_options(model: type[BaseModel], *, without: Container[str] = ()) -> Callable[[Command], Command]:
-    """A decorator that gives a command one option a field of `model`, but for some; values that were not given stay out."""
+def settings_options(
+    model: type[BaseModel], *, without: Container[str] = (), not_required: Container[str] = ()
+) -> Callable[[Command], Command]:
+    """A decorator that gives a command one option a field of `model`, but for some; values that were not given stay out.
+
+    Fields of `not_required` are left to the model, for a command that can do something else without them.
+    """
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(model.model_fields.items()):
             if name not in without:
-                command = _option(name, field)(command)
+                command = _option(name, field, required=field.is_required() and name not in not_required)(command)
         return command
 
     return decorate
@@ -36,7 +41,7 @@ def output_options(command: Command) -> Command:
     return click.option("--quiet", is_flag=True, help="No progress.")(command)
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+def _option(name: str, field: FieldInfo, *, required: bool) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
     kind = _plain(field.annotation)
     default = None if field.is_required() or field.default_factory else field.default
@@ -47,7 +52,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         return click.option(f"{flag}/--no-{flag[2:]}" if field.default is None else flag, is_flag=True, default=None, help=text)
     if get_origin(kind) is tuple:
         return click.option(flag, type=_click_type(get_args(kind)[0]), multiple=True, help=text)
-    return click.option(flag, type=_click_type(kind), required=field.is_required(), help=text)
+    return click.option(flag, type=_click_type(kind), required=required, help=text)
 
 
 def _plain(annotation: Any) -> Any:

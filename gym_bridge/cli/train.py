@@ -1,4 +1,4 @@
-"""`gym-bridge train sft` and `gym-bridge train grpo`."""
+"""`gym-bridge train sft`, `train dpo`, `train rm` and `train grpo`."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,7 @@ from gym_bridge.cli.options import output_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import load_config
 from gym_bridge.errors import ConfigError, nearest
-from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
 
 CONFIG_HELP = "A YAML file, or the name of a shipped one such as sft/tiny. Later --config files win."
 
@@ -21,7 +21,9 @@ def command() -> None:
     """Train a policy; settings come from --config files and from overrides such as policy.lr=1e-5."""
 
 
-def _verb(name: str, settings_model: type[SFTSettings] | type[GRPOSettings], help_text: str, example: str) -> None:
+def _verb(
+    name: str, settings_model: type[SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings], help_text: str, example: str
+) -> None:
     @command.command(name, help=help_text, epilog=f"Example: {example}")
     @click.argument("overrides", nargs=-1)
     @click.option("--config", "configs", multiple=True, help=CONFIG_HELP)
@@ -63,6 +65,19 @@ _verb(
     SFTSettings,
     "Supervised fine-tuning on chat rows with tools; the same command again goes on from the last checkpoint.",
     "gym-bridge train sft --config sft/tiny data.train=sft.jsonl trainer.output=runs/sft",
+)
+_verb(
+    "dpo",
+    DPOSettings,
+    "Preference optimisation on pairs: DPO, cDPO, robust DPO, IPO, SimPO, ORPO, KTO; the same command again goes on from the last "
+    "checkpoint.",
+    "gym-bridge train dpo --config dpo/tiny data.train=dpo.jsonl policy.model=runs/sft trainer.output=runs/dpo",
+)
+_verb(
+    "rm",
+    RewardModelSettings,
+    "A reward model on pairs, after Bradley and Terry; the same command again goes on from the last checkpoint.",
+    "gym-bridge train rm --config rm/tiny data.train=dpo.jsonl policy.model=runs/sft trainer.output=runs/rm",
 )
 _verb(
     "grpo",

@@ -7,23 +7,48 @@ import click
 
 from gym_bridge import api
 from gym_bridge.cli.options import given, output_options, settings_options
-from gym_bridge.cli.printing import print_json
+from gym_bridge.cli.printing import print_json, print_table
 from gym_bridge.config import validate
-from gym_bridge.schemas.settings import TransformSettings
+from gym_bridge.errors import ConfigError
+from gym_bridge.schemas.transform_settings import TransformSettings
+from gym_bridge.transforms.plan import outputs_of
+
+NEEDED = ("to", "output")
+"""What a dataset needs, and --columns does not."""
+
+
+NEEDED = ("to", "output")
+"""Options that only `--columns` can do without."""
 
 
 @click.command("transform", epilog="Example: gym-bridge transform runs/x/rollouts.jsonl --to sft --output sft.jsonl")
 @click.argument("rollouts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@settings_options(TransformSettings)
+@click.option("--columns", is_flag=True, help="List the names that --where, --reward and --where-group know for ROLLOUTS, and end.")
+@settings_options(TransformSettings, not_required=NEEDED)
 @output_options
-def command(rollouts: tuple[Path, ...], quiet: bool, as_json: bool, **options: Any) -> None:
-    """Turn ROLLOUTS files into one dataset, and account for every row."""
-    settings = validate(TransformSettings, given(options))
+def command(rollouts: tuple[Path, ...], columns: bool, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Turn ROLLOUTS files (plain, .gz, .zst, or - for stdin) into one dataset, and account for every row."""
+    if columns:
+        known = api.transform_columns(rollouts)
+        if as_json:
+            print_json([{"name": one.name, "type": one.type, "about": one.about} for one in known])
+        else:
+            print_table([(one.name, one.type, one.about) for one in known])
+        return
+    if missing := [name for name in NEEDED if options[name] is None]:
+        raise click.UsageError(f"Missing option '--{missing[0]}'.")
+    settings = settings_of(options)
     report = api.transform(rollouts, settings)
     if as_json:
         print_json(report.model_dump())
-        return
-    dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "none"
-    click.echo(
-        f"{settings.output}: {report.rows_out} rows from {report.rows_used} of {report.rows_in} rollouts; dropped: {dropped}"
-    )
+    else:
+        click.echo(f"{' and '.join(map(str, outputs_of(settings)))}: {report.describe()}")
+
+
+def settings_of(options: dict[str, Any]) -> TransformSettings:
+    """What the options ask for. Raises ConfigError for one that is missing or of the wrong type."""
+    chosen = given(options)
+    for name in NEEDED:
+        if name not in chosen:
+            raise ConfigError(f"--{name} is required; write --to FORMAT --output FILE, or --columns to list the columns")
+    return validate(TransformSettings, chosen)

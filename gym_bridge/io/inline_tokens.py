@@ -66,7 +66,10 @@ def inline_turns(row: Row) -> tuple[TurnTokens, ...]:
 
 def _policy_versions(row: Row, num_turns: int) -> Sequence[int]:
     """One a turn. A row may tell of more calls than have ids in it: calls without an item are not among these."""
-    versions = (row.get("gym_bridge") or {}).get("policy_versions") or [0]
+    ours = row.get("gym_bridge")
+    versions: Any = (ours.get("policy_versions") if isinstance(ours, dict) else None) or [0]
+    if not isinstance(versions, list) or not all(type(one) is int for one in versions):
+        raise DataError(f"policy_versions is {versions!r}; expected a list of integers")
     if len(set(versions)) == 1:
         return [versions[0]] * num_turns
     if len(versions) != num_turns:

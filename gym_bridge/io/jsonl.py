@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from gym_bridge.errors import ConfigError, DataError
+from gym_bridge.io.blocks import open_plain
 from gym_bridge.schemas.rollouts import Row
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -28,14 +29,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (1-based line number, bytes) of each non-blank line. Raises ConfigError when the file cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+    """Yield (1-based line number, bytes) of each non-blank line of a plain, gzip or zstd file, with its newline.
+
+    Raises ConfigError when the file cannot be read.
+    """
+    with open_plain(Path(path)) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line
 
 
 def parse_line(text: bytes, *, path: object, line: int | None = None) -> Row:

@@ -3,14 +3,18 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.policy.allocator import keep_freed_memory
+from gym_bridge.schemas.seams import Head
+
+SCORE = "score.weight"  # of every family for sequence classification over a decoder
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +31,38 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal language model of a Hugging Face directory, in evaluation mode.
+def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, head: Head = "lm") -> PreTrainedModel:
+    """The model of a Hugging Face directory, in evaluation mode: a causal language model, or for the scalar head one for sequence
+    classification with one label. A language model gets a scalar head of random weights, the same ones each time.
 
-    Raises PolicyError when transformers cannot load it.
+    Raises PolicyError when transformers cannot load it, and when weights are missing.
     """
     transformers_logging.disable_progress_bar()
     if device.type == "cpu":
         keep_freed_memory()
+    family, options = (AutoModelForCausalLM, {}) if head == "lm" else (AutoModelForSequenceClassification, {"num_labels": 1})
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what is missing is told below, and a new head is no surprise
     try:
-        module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        loaded: Any = family.from_pretrained(
+            directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(f"{directory}: transformers cannot load this model: {error}") from error
-    module.to(device)  # pyright: ignore[reportArgumentType]
+    finally:
+        transformers_logging.set_verbosity(level)
+    module, told = loaded
+    missing = {*told["missing_keys"]}
+    if head == "scalar" and SCORE in missing:
+        missing.remove(SCORE)
+        generator = torch.Generator().manual_seed(0)
+        weight = module.get_parameter(SCORE)
+        with torch.no_grad():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * module.config.initializer_range)
+    if missing:
+        kind = "a language model" if head == "lm" else "a language model or a reward model"
+        raise PolicyError(f"{directory}: no weights for {min(missing)}; expected {kind}, found a model of another kind")
+    module.to(device)
     return module.eval()
 
 

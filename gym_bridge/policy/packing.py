@@ -27,6 +27,7 @@ class Pack:
     sees: Tensor  # [R, R] bool, sees[i, j]: tokens of run i attend to run j
     predictors: Tensor  # [N] int64, packed position whose hidden state predicts each trained token
     targets: Tensor  # [N] int64, the trained tokens
+    trained: Tensor  # [N] int64, packed position of each trained token
     sequence: Tensor  # [N] int64, sequence of each trained token
 
     def attention_mask(self) -> Tensor:
@@ -40,11 +41,12 @@ def pack(sequences: Sequence[TrainingSequence], *, device: torch.device | str = 
     if any(sequence.train_mask[0] for sequence in sequences):
         raise PolicyError("the first token of a sequence trains, but nothing predicts it; the prompt is empty")
     tree = _Tree(sequences)
-    predictors, targets, owners = [], [], []
+    predictors, targets, places, owners = [], [], [], []
     for index, sequence in enumerate(sequences):
         trained = np.flatnonzero(sequence.train_mask)
         predictors.append(tree.places[index][trained - 1])
         targets.append(sequence.token_ids[trained])
+        places.append(tree.places[index][trained])
         owners.append(np.full(len(trained), index))
     return Pack(
         token_ids=_tensor(tree.token_ids, device),
@@ -53,24 +55,27 @@ def pack(sequences: Sequence[TrainingSequence], *, device: torch.device | str = 
         sees=torch.from_numpy(tree.sees()).to(device),
         predictors=_tensor(predictors, device),
         targets=_tensor(targets, device),
+        trained=_tensor(places, device),
         sequence=_tensor(owners, device),
     )
 
 
-def plan_microbatches(sequences: Sequence[TrainingSequence], *, max_tokens: int) -> list[list[TrainingSequence]]:
+def plan_microbatches(sequences: Sequence[TrainingSequence], *, max_tokens: int, together: int = 1) -> list[list[TrainingSequence]]:
     """Cut `sequences`, in order, into microbatches of at most `max_tokens` packed tokens each.
 
-    Neighbours that begin alike share their beginning, so pass the members of a group one after the other. A sequence longer
-    than `max_tokens` makes a microbatch of its own.
+    Neighbours that begin alike share their beginning, so pass the members of a group one after the other. Of every `together`
+    sequences none leaves the others, as the two sides of a pair; what is longer than `max_tokens` makes a microbatch of its own.
     """
     batches: list[list[TrainingSequence]] = []
     room = 0
-    for sequence in sequences:
-        new = len(sequence.token_ids) - (_common_prefix(batches[-1][-1], sequence) if batches else 0)
+    for first in range(0, len(sequences), together):
+        unit = list(sequences[first : first + together])
+        own = sum(len(one.token_ids) for one in unit) - sum(map(_common_prefix, unit, unit[1:]))
+        new = own - (_common_prefix(batches[-1][-1], unit[0]) if batches else 0)
         if not batches or new > room:
             batches.append([])
-            new, room = len(sequence.token_ids), max_tokens
-        batches[-1].append(sequence)
+            new, room = own, max_tokens
+        batches[-1] += unit
         room -= new
     return batches
 

@@ -4,11 +4,15 @@ A Responses list is flat: every reasoning, message, function_call and function_c
 has one assistant message a model call, which holds its reasoning, its text and its tool calls.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
+import msgspec
 import orjson
+from msgspec import Raw
 
 from gym_bridge.errors import DataError
 from gym_bridge.schemas.content import answer_parts, chat_content, text_of
@@ -51,8 +55,18 @@ class WireMessage(TypedDict):
     tool_call_id: NotRequired[str]
 
 
+COMPLETION_IDS = "generation_token_ids"
+"""The field, on the last item of a model call, with the token ids that it sampled."""
+
 Arguments = Literal["object", "string"]
+Media = Literal["refuse", "keep"]
+ToolCalls = Literal["nested", "flat"]
 Role = Literal["system", "user", "assistant"]
+
+_LONG_NUMBER = re.compile(r"[0-9]{19}")
+
+_LONGEST_WITHOUT_IDS = 8
+"""Bytes of `[0]`, `[]` or `null` in JSON, white space included; what is longer holds ids."""
 
 _ROLES: dict[str, Role] = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 
@@ -61,31 +75,66 @@ _ROLES: dict[str, Role] = {"developer": "system", "system": "system", "user": "u
 class _Form:
     """How messages are written."""
 
-    arguments: Arguments
-    content: Callable[[Any], Any]
+    arguments: Arguments = "object"
+    content: Callable[[Any], Any] = text_of
+    tool_content: Callable[[Any], Any] = text_of
     developer: Literal["developer", "system"] = "system"
+    flat: bool = False
 
 
-def chat_messages(items: str | Iterable[Item], *, arguments: Arguments = "object") -> list[Message]:
+def chat_messages(
+    items: str | Iterable[Item],
+    *,
+    arguments: Arguments = "object",
+    media: Media = "refuse",
+    tool_calls: ToolCalls = "nested",
+) -> list[Message]:
     """The chat of a Responses `input` or `output` list; a string is one user message.
 
     A model call is one assistant message: reasoning, then text, then tool calls. It ends before a tool output and before
     a user or system message, after an item with token ids, and before reasoning or text that follows its text or calls.
-    Tool calls carry `arguments` as parsed objects or as the model's own strings.
+    Tool calls carry `arguments` as parsed objects or as the model's own strings; flat ones are `{"name", "arguments"}`, and a
+    tool message then has no id either: it answers the calls before it in their order. With `media` kept, content that is more
+    than text is a list of chat parts.
 
-    Raises DataError for an item without a chat form, for arguments that are no JSON object where objects are asked for,
-    and for a tool output that answers no call.
+    Raises MediaError for an image, a file or audio that is not to be kept, DataError for an item without a chat form, for
+    arguments that are no JSON object where objects are asked for, and for a tool output that answers no call.
     """
-    return _messages(items, _Form(arguments, text_of))
+    return _messages(items, _form(arguments, media, tool_calls))
+
+
+def rollout_messages(
+    context: Iterable[Item],
+    output: Iterable[Item],
+    *,
+    arguments: Arguments = "object",
+    media: Media = "refuse",
+    tool_calls: ToolCalls = "nested",
+) -> tuple[list[Message], int]:
+    """`chat_messages` of a prompt and of what followed it, and how many messages, at the beginning, are the prompt's.
+
+    A model call of the prompt ends with the prompt. Raises as `chat_messages` does.
+    """
+    chat = _Chat(_form(arguments, media, tool_calls))
+    chat.extend(context)
+    chat.end_call()
+    num_prompt = len(chat.messages)
+    chat.extend(output)
+    return chat.messages, num_prompt
+
+
+def num_model_calls(items: Iterable[Item]) -> int:
+    """How many assistant messages `chat_messages` makes. Raises DataError as it does with media kept and arguments as strings."""
+    return sum(message["role"] == "assistant" for message in _messages(items, _FORMS["string", "keep", "nested"]))
 
 
 def wire_messages(items: str | Iterable[Item], *, developer: Literal["developer", "system"] = "system") -> list[WireMessage]:
     """`chat_messages` for a chat endpoint: images, files, audio and refusals are kept as parts, arguments are strings.
 
-    `developer` is the role that a developer's message gets. Raises DataError as `chat_messages` does, and for a part that
-    chat has no form for.
+    `developer` is the role that a developer's message gets. A tool's output is text. Raises DataError as `chat_messages` does,
+    and for a part that chat has no form for.
     """
-    return _messages(items, _Form("string", chat_content, developer))
+    return _messages(items, _Form("string", chat_content, developer=developer))
 
 
 def answer_text(item: Item) -> str | None:
@@ -123,27 +172,118 @@ def flat_tools(tools: Iterable[Item]) -> list[Item]:
     return [{"type": "function", **_function(tool)} for tool in tools]
 
 
+_FORMS = {
+    (arguments, media, calls): _Form(arguments, content, content, flat=calls == "flat")
+    for arguments in get_args(Arguments)
+    for media, content in (("refuse", text_of), ("keep", chat_content))
+    for calls in get_args(ToolCalls)
+}
+
+
+def _form(arguments: Arguments, media: Media, tool_calls: ToolCalls) -> _Form:
+    return _FORMS[arguments, media, tool_calls]
+
+
 def _messages(items: str | Iterable[Item], form: _Form) -> list[Any]:
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
-    messages: list[Any] = []
-    call_ids: set[str] = set()
-    call: Any = None
-    for item in items:
-        kind = _kind(item)
-        if kind in ("reasoning", "assistant", "function_call"):
-            if call is None or (kind != "function_call" and (call["content"] or "tool_calls" in call)):
-                call = {"role": "assistant", "content": ""}
-                messages.append(call)
-            _extend(call, item, form)
-            if kind == "function_call":
-                call_ids.add(item["call_id"])
-            if item.get("generation_token_ids"):
-                call = None
-        else:
-            messages.append(_tool_message(item, call_ids) if kind == "function_call_output" else _said_to_it(item, kind, form))
-            call = None
-    return messages
+    chat = _Chat(form)
+    chat.extend(items)
+    return chat.messages
+
+
+class _Chat:
+    """A chat that items are added to. `call` is the assistant message of the model call that has not ended."""
+
+    __slots__ = ("_call_ids", "_form", "call", "messages")
+
+    def __init__(self, form: _Form):
+        self.messages: list[Any] = []
+        self.call: Any = None
+        self._call_ids: set[str] = set()
+        self._form = form
+
+    def end_call(self) -> None:
+        """What follows is of another model call."""
+        self.call = None
+
+    def extend(self, items: Iterable[Item]) -> None:
+        """Add items. Raises DataError for one without a place."""
+        for item in items:
+            kind = item.get("type")
+            if kind == "function_call_output":
+                self._add_tool_output(item)
+            elif kind == "function_call":
+                self._add_tool_call(item)
+            elif kind == "reasoning":
+                self._add_reasoning(item)
+            elif item.get("role") == "assistant" and (kind == "message" or not kind):
+                self._message_for_text()["content"] = self._form.content(item.get("content"))
+            else:
+                self._add_heard(item)
+            if (ids := item.get(COMPLETION_IDS)) is not None and has_token_ids(ids):
+                self.call = None
+
+    def _message_for_text(self) -> Any:
+        """The assistant message that reasoning or text belongs to: what follows text or calls is another model call's."""
+        call = self.call
+        if call is None or call["content"] or "tool_calls" in call:
+            call = self._new_call()
+        return call
+
+    def _new_call(self) -> Any:
+        self.call = call = {"role": "assistant", "content": ""}
+        self.messages.append(call)
+        return call
+
+    def _add_reasoning(self, item: Item) -> None:
+        call = self._message_for_text()
+        if reasoning := text_of(item.get("content"), between="\n") or text_of(item.get("summary"), between="\n"):
+            before = call.get("reasoning_content")
+            call["reasoning_content"] = f"{before}\n{reasoning}" if before else reasoning
+
+    def _add_tool_call(self, item: Item) -> None:
+        call = self.call or self._new_call()
+        name, call_id, text = item.get("name"), item.get("call_id"), item.get("arguments")
+        if not (isinstance(name, str) and isinstance(call_id, str) and isinstance(text, str)):
+            raise DataError(_no_string(item, "call_id", "name", "arguments"))
+        self._call_ids.add(call_id)
+        arguments = text if self._form.arguments == "string" else _parsed(text, call_id)
+        made: Any = {"name": name, "arguments": arguments}
+        if not self._form.flat:
+            made = {"id": call_id, "type": "function", "function": made}
+        call.setdefault("tool_calls", []).append(made)
+
+    def _add_tool_output(self, item: Item) -> None:
+        call_id = item.get("call_id")
+        if not isinstance(call_id, str) or call_id not in self._call_ids:
+            raise DataError(f"tool output {call_id!r} answers no tool call of this rollout")
+        content = self._form.tool_content(item.get("output"))
+        known = {"role": "tool"} if self._form.flat else {"role": "tool", "tool_call_id": call_id}
+        self.messages.append({**known, "content": content})
+        self.call = None
+
+    def _add_heard(self, item: Item) -> None:
+        """Add a message that the model read."""
+        role = item.get("role")
+        if role not in ("user", "system") or item.get("type", "message") != "message":
+            kind = _kind(item)
+            role = self._form.developer if role == "developer" else kind
+        self.messages.append({"role": role, "content": self._form.content(item.get("content"))})
+        self.call = None
+
+
+def chat_role(item: Item) -> Any:
+    """The role that a message has in a chat; as it stands where chat knows no such role."""
+    role = item.get("role")
+    return _ROLES.get(role, role) if isinstance(role, str) else role
+
+
+def has_token_ids(ids: Any) -> bool:
+    """True for token ids of a model call, as a list or as undecoded JSON. Agents without ids write an empty list or `[0]`."""
+    if isinstance(ids, Raw):
+        ids = memoryview(ids).nbytes > _LONGEST_WITHOUT_IDS or msgspec.json.decode(ids)
+    return bool(ids) and ids != [0]
 
 
 def _kind(item: Item) -> str:
@@ -159,31 +299,6 @@ def _kind(item: Item) -> str:
     return _ROLES[role]
 
 
-def _extend(call: Any, item: Item, form: _Form) -> None:
-    """Add a reasoning, assistant message or function_call item to the assistant message of its model call."""
-    match item.get("type") or "message":
-        case "reasoning":
-            if reasoning := text_of(item.get("content"), between="\n") or text_of(item.get("summary"), between="\n"):
-                call["reasoning_content"] = "\n".join(filter(None, (call.get("reasoning_content"), reasoning)))
-        case "message":
-            call["content"] = form.content(item.get("content"))
-        case _:
-            function: FunctionCall = {"name": _string(item, "name"), "arguments": _arguments(item, form.arguments)}
-            call.setdefault("tool_calls", []).append({"id": item["call_id"], "type": "function", "function": function})
-
-
-def _said_to_it(item: Item, kind: str, form: _Form) -> Any:
-    role = form.developer if item["role"] == "developer" else kind
-    return {"role": role, "content": form.content(item.get("content"))}
-
-
-def _tool_message(item: Item, call_ids: set[str]) -> Message:
-    call_id = _string(item, "call_id")
-    if call_id not in call_ids:
-        raise DataError(f"tool output {call_id!r} answers no tool call of this rollout")
-    return {"role": "tool", "tool_call_id": call_id, "content": text_of(item.get("output"))}
-
-
 def _call_item(call: ToolCall, item_id: str) -> Item:
     arguments = call["function"]["arguments"]
     if not isinstance(arguments, str):
@@ -192,16 +307,15 @@ def _call_item(call: ToolCall, item_id: str) -> Item:
     return head | {"name": call["function"]["name"], "arguments": arguments, "status": "completed"}
 
 
-def _arguments(item: Item, form: Arguments) -> dict[str, Any] | str:
-    call_id, text = _string(item, "call_id"), _string(item, "arguments")
-    if form == "string":
-        return text
+def _parsed(arguments: str, call_id: str) -> dict[str, Any]:
     try:
-        value = orjson.loads(text)
+        value = orjson.loads(arguments)
     except orjson.JSONDecodeError:
         value = None
     if not isinstance(value, dict):
-        raise DataError(f"arguments of call {call_id!r} are no JSON object: {text}")
+        raise DataError(f"arguments of call {call_id!r} are no JSON object: {arguments}")
+    if _LONG_NUMBER.search(arguments) and json.loads(arguments) != value:  # orjson rounds what 64 bits do not hold
+        raise DataError(f"arguments of call {call_id!r} hold a number beyond 64 bits; keep their text with --arguments string")
     return value
 
 
@@ -210,13 +324,13 @@ def _function(tool: Item) -> Item:
         raise DataError(f"tool of type {tool.get('type')!r}; expected a function")
     nested = tool.get("function")
     fields = nested if isinstance(nested, dict) else {key: value for key, value in tool.items() if key != "type"}
-    _string(fields, "name")
+    if not isinstance(fields.get("name"), str):
+        raise DataError(_no_string(fields, "name"))
     ordered = {key: fields.get(key) for key in ("name", "description", "parameters")} | fields
     return {key: value for key, value in ordered.items() if value is not None}
 
 
-def _string(item: Item, key: str) -> str:
-    value = item.get(key)
-    if not isinstance(value, str):
-        raise DataError(f"{key!r} of a {item.get('type', 'tool')} is {value!r}; expected a string")
-    return value
+def _no_string(item: Item, *keys: str) -> str:
+    """What to say of the first of `keys` that is no string."""
+    key = next(key for key in keys if not isinstance(item.get(key), str))
+    return f"{key!r} of a {item.get('type', 'tool')} is {item.get(key)!r}; expected a string"

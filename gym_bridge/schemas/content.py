@@ -3,17 +3,29 @@
 from collections.abc import Callable
 from typing import Any
 
-from gym_bridge.errors import DataError
+from gym_bridge.errors import DataError, MediaError
 from gym_bridge.schemas.rollouts import Item
 
-TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+TEXT_PARTS = ("output_text", "input_text", "text", "summary_text", "reasoning_text")
+MEDIA_PARTS = (
+    *("input_image", "input_audio", "input_file", "input_video"),
+    *("image_url", "audio_url", "video_url", "image", "audio", "video", "file"),
+)
+"""Parts that are no text: those of Responses, then those of chat endpoints and of chat templates."""
 
 
 def text_of(content: Any, *, between: str = "") -> str:
-    """Text of a content: null, a string or a list of parts. Raises DataError for a part that is no text."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return between.join(_part_text(part) for part in _parts(content))
+    """Text of a content: null, a string or a list of parts.
+
+    Raises MediaError for an image, a file or audio, DataError for another part that is no text.
+    """
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    if isinstance(content, list) and len(content) == 1:
+        return _part_text(content[0])
+    return between.join([_part_text(part) for part in _parts(content)])
 
 
 def chat_content(content: Any) -> str | list[Item]:
@@ -21,7 +33,11 @@ def chat_content(content: Any) -> str | list[Item]:
 
     Raises DataError for a part, or a field of one, that chat has no form for.
     """
-    if content is None or isinstance(content, str) or all(_type(part) in TEXT_PARTS for part in _parts(content)):
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and len(content) == 1 and (text := _plain_text(content[0])) is not None:
+        return text
+    if content is None or all(_type(part) in TEXT_PARTS for part in _parts(content)):
         return text_of(content)
     return [_chat_part(part) for part in content]
 
@@ -42,16 +58,29 @@ def _parts(content: Any) -> list[Any]:
 
 
 def _type(part: Any) -> Any:
-    return part.get("type") if isinstance(part, dict) else type(part).__name__
+    """The type of a part; one that does not name it and has a text is text."""
+    if not isinstance(part, dict):
+        return type(part).__name__
+    kind = part.get("type")
+    return "text" if kind is None and "text" in part else kind
+
+
+def _plain_text(part: Any) -> str | None:
+    """The text of a part in its usual form; None for any other."""
+    text = part.get("text") if isinstance(part, dict) and part.get("type") in TEXT_PARTS else None
+    return text if isinstance(text, str) else None
 
 
 def _part_text(part: Any) -> str:
+    if (text := _plain_text(part)) is not None:
+        return text
     kind = _type(part)
     if kind in TEXT_PARTS:
         return _string(part, "text")
     if kind == "refusal":
         return _string(part, "refusal")
-    raise DataError(f"content part of type {kind!r} is no text")
+    error = MediaError if kind in MEDIA_PARTS else DataError
+    raise error(f"content part of type {kind!r} is no text")
 
 
 def _chat_part(part: Any) -> Item:
@@ -83,9 +112,9 @@ def _rest(part: Item, *taken: str, without: tuple[str, ...]) -> Item:
 
 
 _CHAT_PARTS: dict[str, Callable[[Item], Item]] = {
+    **dict.fromkeys(MEDIA_PARTS, dict),
     "input_image": _image,
     "input_file": _file,
-    "input_audio": dict,
     "refusal": lambda part: {"type": "refusal", "refusal": _string(part, "refusal")},
 }
 
@@ -93,5 +122,5 @@ _CHAT_PARTS: dict[str, Callable[[Item], Item]] = {
 def _string(part: Item, key: str) -> str:
     value = part.get(key)
     if not isinstance(value, str):
-        raise DataError(f"{key!r} of a content part of type {part['type']!r} is {value!r}; expected a string")
+        raise DataError(f"{key!r} of a content part of type {part.get('type', 'text')!r} is {value!r}; expected a string")
     return value

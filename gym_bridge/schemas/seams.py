@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gym_bridge.schemas.rollouts import Group, Item, Row
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams, TrainingSequence, TurnTokens
@@ -96,7 +96,10 @@ class Loss:
 
 
 LossFn = Callable[["Tensor", "TrainedTokens"], Loss]
-"""(logprobs [N] of the microbatch's trained tokens, their other columns) -> Loss."""
+"""(values [N] of the microbatch's trained tokens, their other columns) -> Loss. The values are log-probs, or scores: see `Head`."""
+
+Head = Literal["lm", "scalar"]
+"""What a policy computes for a trained token: `lm` its log-prob given those before it, `scalar` a score of all up to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,10 @@ class TrainedTokens:
     """Columns beside the log-probs of a microbatch. N = its trained tokens, sequence after sequence."""
 
     old_logprobs: "Tensor"  # [N] as the sampler reported; NaN where the sequence was not sampled
+    ref_logprobs: "Tensor"  # [N] of the frozen reference; NaN where there is none
     advantages: "Tensor"  # [N] each token has its sequence's
+    weights: "Tensor"  # [N] each token has its sequence's
+    margins: "Tensor"  # [N] each token has its sequence's
     sequence: "Tensor"  # [N] int64, which sequence of the microbatch a token belongs to
     num_tokens: int  # trained tokens of the whole step, over all microbatches
     num_sequences: int  # sequences of the whole step

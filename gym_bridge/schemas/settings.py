@@ -1,9 +1,9 @@
-"""The settings of training and of transform: shared sections, defaults that somebody ran. Imports no torch."""
+"""The settings of training: shared sections, defaults that somebody ran. Imports no torch."""
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from gym_bridge.config import StrictModel
 
@@ -53,10 +53,15 @@ class SFTData(StrictModel):
     """JSONL of `{"messages", "tools"}` rows, as `transform --to sft` writes them."""
     max_length: PositiveInt = 2048
     """Rows of more tokens are dropped, and counted."""
+    weight: str | None = None
+    """Column of a row's weight, such as gym_bridge.reward; null: every row has weight 1."""
 
 
 class SFTAlgorithm(StrictModel):
     """Supervised fine-tuning."""
+
+    mean_over: Literal["tokens", "rows"] = "tokens"
+    """What the loss is a mean of: the step's trained tokens, so that long answers count more, or its rows."""
 
     batch_size: PositiveInt = 16
     """Rows of one optimizer update."""
@@ -70,6 +75,95 @@ class SFTSettings(StrictModel):
     policy: PolicySettings = PolicySettings()
     data: SFTData
     algorithm: SFTAlgorithm = SFTAlgorithm()
+    trainer: TrainerSettings = TrainerSettings()
+
+
+class PreferenceData(StrictModel):
+    """Pairs of a chosen and a rejected answer."""
+
+    train: Path
+    """JSONL of `{"prompt", "chosen", "rejected"}` or `{"context", "completions", "tools"}` rows, as `transform --to dpo` and
+    `--to preference` write them."""
+    max_length: PositiveInt = 2048
+    """Pairs with a side of more tokens are dropped, and counted."""
+
+
+PreferenceLoss = Literal["sigmoid", "robust", "ipo", "simpo", "orpo", "kto"]
+
+ONLY_WITH: dict[str, tuple[PreferenceLoss, ...]] = {
+    "label_smoothing": ("sigmoid", "robust"),
+    "length_normalised": ("sigmoid", "robust", "ipo"),
+    "margin": ("simpo",),
+    "sft_weight": ("sigmoid", "robust", "ipo", "simpo", "kto"),
+}
+"""The losses that heed a setting of DPOAlgorithm."""
+
+
+class DPOAlgorithm(StrictModel):
+    """Direct preference optimisation and its kin."""
+
+    loss: PreferenceLoss = "sigmoid"
+    """sigmoid: DPO, with label_smoothing cDPO; robust: its unbiased form; ipo; simpo and orpo, which need no reference; kto, which
+    takes each side for itself."""
+    beta: PositiveFloat = 0.1
+    """Scale of the rewards, for ipo its tau; for orpo the weight of the odds ratio beside the likelihood."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs that are assumed to stand the wrong way round."""
+    length_normalised: bool = False
+    """Log-ratios are means over a side's tokens instead of sums; `beta` is then larger, such as 5."""
+    margin: float = Field(default=0.5, ge=0)
+    """SimPO's gamma: by how much the chosen reward should be higher."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen side's negative log-likelihood, a mean over its tokens; orpo has it anyway, with weight 1."""
+    batch_size: PositiveInt = 8
+    """Pairs of one optimizer update."""
+    epochs: PositiveInt = 1
+    """Passes over the pairs."""
+
+
+class DPOSettings(StrictModel):
+    """`gym-bridge train dpo`."""
+
+    policy: PolicySettings = PolicySettings(lr=1e-6)
+    data: PreferenceData
+    algorithm: DPOAlgorithm = DPOAlgorithm()
+    trainer: TrainerSettings = TrainerSettings()
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> "DPOSettings":
+        """Raises ValueError for a setting that the loss would not heed: a silent one is an error too."""
+        for name, losses in ONLY_WITH.items():
+            value, default = getattr(self.algorithm, name), DPOAlgorithm.model_fields[name].default
+            if value != default and self.algorithm.loss not in losses:
+                known = ", ".join(losses)
+                raise ValueError(f"algorithm.{name} has no effect on algorithm.loss={self.algorithm.loss}; it is for {known}")
+        return self
+
+
+class RewardModelData(PreferenceData):
+    """Pairs for a reward model."""
+
+    margin: str | None = None
+    """Column of a pair's margin, by which the chosen score should at least exceed the rejected one; null: 0."""
+
+
+class RewardModelAlgorithm(StrictModel):
+    """A reward model after Bradley and Terry."""
+
+    centring: float = Field(default=0.0, ge=0)
+    """Weight of the squared sum of a pair's scores, which holds them around 0; 0.01 is usual."""
+    batch_size: PositiveInt = 8
+    """Pairs of one optimizer update."""
+    epochs: PositiveInt = 1
+    """Passes over the pairs."""
+
+
+class RewardModelSettings(StrictModel):
+    """`gym-bridge train rm`."""
+
+    policy: PolicySettings = PolicySettings()
+    data: RewardModelData
+    algorithm: RewardModelAlgorithm = RewardModelAlgorithm()
     trainer: TrainerSettings = TrainerSettings()
 
 
@@ -130,18 +224,5 @@ class GRPOSettings(StrictModel):
     trainer: TrainerSettings = TrainerSettings(max_steps=10)
 
 
-class TransformSettings(StrictModel):
-    """`gym-bridge transform`."""
-
-    to: Literal["response", "sft", "dpo"]
-    """Target format: ResponseDataset rows, OpenAI chat rows with tools, or BinaryPreferenceDataset pairs."""
-    output: Path
-    """The dataset file, written aside and renamed."""
-    min_reward: str | None = None
-    """Keep rollouts with at least this reward; `none` keeps all. Default 0.9 for response and sft; pairs are never filtered."""
-    min_margin: float = Field(default=0.0, ge=0)
-    """Pairs need a reward gap larger than this."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """Stop at a row that cannot be read or converted, or drop and count it."""
-    report: Path | None = None
-    """Write the row counts here, as JSON."""
+TrainSettings = SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings
+"""Settings of any `gym-bridge train` verb."""

@@ -97,7 +97,12 @@ class TrainingSequence:
     token_ids: np.ndarray  # [T] int32
     train_mask: np.ndarray  # [T] bool
     rollout_logprobs: np.ndarray | None = None  # [T] float32, NaN outside train_mask; None: not sampled
+    ref_logprobs: np.ndarray | None = None  # [T] float32, NaN outside train_mask; None: no reference
     advantage: float = 1.0
+    weight: float = 1.0
+    """How much the sequence counts among the others of its step."""
+    margin: float = 0.0
+    """By how much the score of a chosen sequence should at least exceed that of the rejected one."""
 
     @property
     def num_trained(self) -> int:

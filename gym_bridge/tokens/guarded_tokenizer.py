@@ -50,8 +50,14 @@ class GuardedTokenizer(Tokenizer):
         self, messages: list[Any], *, tools: list[Any] | None = None, add_generation_prompt: bool = False, **variables: Any
     ) -> list[int]:
         """Ids of the conversation as the model's own chat template writes it. Raises jinja2.TemplateError."""
+        return self.encode(self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables))
+
+    def render_chat(
+        self, messages: list[Any], *, tools: list[Any] | None = None, add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
+        """Text of the conversation as the model's own chat template writes it. Raises jinja2.TemplateError."""
         known = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self.encode(self._template.render(**self.special_tokens, **variables, **known))
+        return self._template.render(**self.special_tokens, **variables, **known)
 
     @cached_property
     def _template(self) -> jinja2.Template:

@@ -1,89 +1,57 @@
 """Supervised fine-tuning on chat rows with tools: the mean negative log-likelihood of assistant tokens.
 
 Every assistant message of a row trains, its closing token too; prompts and tool outputs never do. The mean is over the step's
-tokens, so a long answer weighs more than a short one.
+tokens, so a long answer weighs more than a short one, or over its rows. A row's weight, such as its reward, multiplies its part;
+the mean is still over all tokens or rows.
 """
 
-import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from gym_bridge.algorithms.losses import negative_log_likelihood
-from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.io.jsonl import read_jsonl
-from gym_bridge.policy.packing import plan_microbatches
-from gym_bridge.schemas.seams import Loss, TrainedTokens, TrainStep
-from gym_bridge.schemas.settings import SFTSettings
+from gym_bridge.algorithms.losses import negative_log_likelihood, sequence_negative_log_likelihood
+from gym_bridge.schemas.seams import Loss, LossFn, TrainedTokens
+from gym_bridge.schemas.settings import SFTAlgorithm, SFTSettings
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.tokens.chat_samples import chat_sample
 from gym_bridge.tokens.renderers import Renderer
+from gym_bridge.trainers.epochs import EpochSource, read_units
 
 
-def sft_loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
-    """Negative log-likelihood, averaged over the step's tokens."""
-    return Loss(negative_log_likelihood(logprobs, num_tokens=columns.num_tokens))
+def sft_loss(settings: SFTAlgorithm) -> LossFn:
+    """Weighted negative log-likelihood, averaged over the step's tokens or its rows."""
+
+    def loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
+        if settings.mean_over == "tokens":
+            return Loss(negative_log_likelihood(logprobs, columns.weights, num_tokens=columns.num_tokens))
+        return Loss(
+            sequence_negative_log_likelihood(logprobs, columns.sequence, columns.weights, num_sequences=columns.num_sequences)
+        )
+
+    return loss
 
 
-def load_samples(path: Path, renderer: Renderer, *, max_length: int) -> tuple[list[TrainingSequence], Counter[str]]:
+def load_samples(
+    path: Path, renderer: Renderer, *, max_length: int, weight: str | None = None
+) -> tuple[list[TrainingSequence], Counter[str]]:
     """The training sequences of a file of chat rows, and how many rows were dropped and why.
 
-    Raises DataError with path and line for a row that cannot be rendered, ConfigError when no row is left.
+    `weight` names the column of a row's weight, dots lead inwards. Raises DataError with path and line for a row that cannot be
+    rendered or has no weight, ConfigError when no row is left.
     """
-    samples: list[TrainingSequence] = []
-    dropped: Counter[str] = Counter()
-    for line, row in read_jsonl(path):
-        try:
-            sample = chat_sample(row, renderer)
-        except DataError as error:
-            raise DataError(str(error), path=path, line=line) from error
-        if len(sample.token_ids) > max_length:
-            dropped["too_long"] += 1
-        else:
-            samples.append(sample)
-    if not samples:
-        raise ConfigError(f"{path}: every row has more than data.max_length={max_length} tokens; raise it")
-    return samples, dropped
+    units, dropped = read_units(path, lambda row: (chat_sample(row, renderer, weight=weight),), max_length=max_length)
+    return [unit[0] for unit in units], dropped
 
 
-class SFTSource:
-    """Steps over `epochs` passes through the samples, each pass in its own seeded order."""
+class SFTSource(EpochSource):
+    """Steps over the samples."""
 
     def __init__(self, samples: list[TrainingSequence], settings: SFTSettings):
-        self.samples, self.settings = samples, settings
-        self.steps_per_epoch = -(-len(samples) // settings.algorithm.batch_size)
-        self.total_steps = self.steps_per_epoch * settings.algorithm.epochs
-        self._step = 0
-
-    def next(self) -> TrainStep | None:
-        """The next batch; None after the last epoch."""
-        epoch, place = divmod(self._step, self.steps_per_epoch)
-        if epoch >= self.settings.algorithm.epochs:
-            return None
-        order = list(range(len(self.samples)))
-        random.Random(f"{self.settings.trainer.seed}-{epoch}").shuffle(order)
-        size = self.settings.algorithm.batch_size
-        batch = sorted(
-            (self.samples[index] for index in order[place * size : (place + 1) * size]), key=lambda one: one.token_ids.tolist()
+        super().__init__(
+            [(one,) for one in samples],
+            batch_size=settings.algorithm.batch_size,
+            epochs=settings.algorithm.epochs,
+            seed=settings.trainer.seed,
+            microbatch_tokens=settings.policy.microbatch_tokens,
         )
-        microbatches = plan_microbatches(batch, max_tokens=self.settings.policy.microbatch_tokens)
-        return TrainStep(
-            microbatches=microbatches, metrics={"epoch": self._step / self.steps_per_epoch, "num_sequences": len(batch)}
-        )
-
-    def stepped(self, version: int) -> None:
-        """The step was taken."""
-        self._step += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Steps taken."""
-        return {"step": self._step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the last step of `state`."""
-        self._step = int(state["step"])
-
-    def close(self) -> None:
-        """Nothing runs in the background."""

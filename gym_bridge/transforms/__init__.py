@@ -8,6 +8,9 @@ FORMATS: Registry[Format] = Registry(
     {
         "response": "gym_bridge.transforms.response:RESPONSE",
         "sft": "gym_bridge.transforms.sft:SFT",
+        "grpo": "gym_bridge.transforms.grpo:GRPO",
         "dpo": "gym_bridge.transforms.dpo:DPO",
+        "preference": "gym_bridge.transforms.preference:PREFERENCE",
+        "tasks": "gym_bridge.transforms.tasks:TASKS",
     },
 )

@@ -1,23 +1,40 @@
-"""The streaming run: read rollouts, drop with counted reasons, convert, write, report."""
+"""The run of a transform: read in blocks, drop with counted reasons, convert, write aside, rename, report.
 
-import os
+Formats whose rollouts stand alone are made in one streaming pass. What hangs on siblings takes two: an index of scalars, polars
+queries over it, and the conversion of the chosen rollouts alone. The output is the same whatever the number of workers.
+"""
+
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import chain, compress, islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import BinaryIO
 
-from pydantic import model_validator
+import numpy as np
+import polars as pl
 
-from gym_bridge.config import StrictModel
 from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.io.jsonl import parse_line, read_lines, write_jsonl, written_aside
-from gym_bridge.io.rollout_reader import PLACEHOLDER, RolloutView, view_row
-from gym_bridge.schemas.rollouts import Row
-from gym_bridge.transforms import FORMATS
-from gym_bridge.transforms.dpo import pair_rows
-from gym_bridge.transforms.format import Example, Format, Tally
+from gym_bridge.io.blocks import BLOCK_BYTES, Block, Source, blocks, open_sources
+from gym_bridge.io.jsonl import parse_line, read_lines, written_aside
+from gym_bridge.io.task_inputs import materialized_inputs_of
+from gym_bridge.schemas.columns import GROUP_COLUMNS, ROLLOUT_COLUMNS, Column
+from gym_bridge.schemas.transform_settings import TransformSettings
+from gym_bridge.transforms.converting import BlockConverter, BlockIndexer, Converted, Unit, UnitConverter
+from gym_bridge.transforms.expressions import check_names, parse_expression
+from gym_bridge.transforms.grouping import Selection, select
+from gym_bridge.transforms.index import Place, Span
+from gym_bridge.transforms.parallel import ordered_map
+from gym_bridge.transforms.plan import Plan, make_plan, outputs_of
+from gym_bridge.transforms.report import Evidence, TransformReport, make_report, write_report
+from gym_bridge.transforms.row_columns import known_names
 
-OnBadRow = Literal["error", "skip"]
+SAMPLED_LINES = 1000
+"""Lines of each input in which a column must be found."""
+UNITS_PER_ITEM = 256
+PART_BYTES = 1 << 22
+"""A worker's block, and one that is indexed, of which a frame is made. Smaller ones, which stay in the cache, are faster else."""
 
 ADVICE = {
     "low_reward": "; lower --min-reward",
@@ -25,161 +42,218 @@ ADVICE = {
     "small_margin": "; lower --min-margin",
     "no_partner": "; a pair needs several rollouts of one task",
     "tie": "; a pair needs two rewards that differ",
+    "no_truth": "; name the task's reference with --output-field, or lower --min-reward",
+    "where": "; loosen --where",
+    "where_unknown": "; --where has no value for rows that lack one of its columns",
+    "where_group": "; loosen --where-group",
 }
 
 
-class TransformReport(StrictModel):
-    """Where every rollout of a transform went: rows_in = rows_used + the sum of dropped."""
+def transform_files(inputs: Sequence[Path], settings: TransformSettings) -> TransformReport:
+    """Write the dataset that the rollouts of `inputs` make; `-` is stdin.
 
-    rows_in: int
-    """Lines read."""
-    rows_used: int
-    """Rollouts that are in the output; a pair uses two."""
-    rows_out: int
-    """Rows written."""
-    dropped: dict[str, int]
-    """Number of rollouts by the reason they are not in the output."""
-
-    @model_validator(mode="after")
-    def _closes(self) -> Self:
-        if self.rows_in != self.rows_used + sum(self.dropped.values()):
-            raise ValueError(f"the report does not close: {self.rows_in} rows in, {self.rows_used} used, {self.dropped}")
-        return self
-
-
-def transform_file(
-    inputs: Sequence[Path],
-    output: Path,
-    *,
-    to: str,
-    min_reward: float | None,
-    min_margin: float,
-    on_bad_row: OnBadRow,
-    report: Path | None,
-) -> TransformReport:
-    """Write the dataset of format `to` that the rollouts of `inputs` make; `report` gets the counts as JSON.
-
-    A rollout below `min_reward` is dropped. A pair needs a margin above `min_margin`; its siblings stand in one file.
     Nothing is written when an error is raised: ConfigError for settings that do not fit, an unreadable file and an empty
-    dataset; DataError for the first bad row, unless `on_bad_row` is "skip".
+    dataset; DataError for the first bad row, unless those are skipped.
     """
-    paths = [Path(path) for path in inputs]
-    _check_paths(paths, output, report)
-    form = FORMATS.load(to)
-    if not isinstance(form, Format):
-        raise ConfigError(f"{to} is a {type(form).__name__}; expected a gym_bridge.transforms.format.Format")
-    selection = _Selection(form=form, min_reward=min_reward, min_margin=min_margin, on_bad_row=on_bad_row)
-    _check_selection(selection, to)
-    tally = Tally()
-    write_jsonl(output, _at_least_one(_all_rows(paths, selection, tally), tally, output))
-    counts = TransformReport(
-        rows_in=tally.rows_in, rows_used=tally.rows_used, rows_out=tally.rows_out, dropped=dict(sorted(tally.dropped.items()))
+    plan = make_plan(inputs, settings)
+    outputs = outputs_of(settings)
+    with ExitStack() as stack:
+        sources = stack.enter_context(open_sources(plan.inputs, seekable=plan.asks_siblings))
+        _check_inputs(plan, sources)
+        files = [stack.enter_context(written_aside(path)) for path in outputs]
+        run = _two_passes if plan.asks_siblings else _one_pass
+        writer = _Writer(files)
+        evidence = run(plan, sources, writer, workers=settings.workers)
+        _check_not_empty(evidence, outputs)
+        report = make_report(evidence, plan, spooled=[str(source.path) for source in sources if source.spooled])
+        writer.flush()  # a full disk shows before the report tells of rows
+        if settings.report is not None:
+            write_report(report, settings.report)
+    return report
+
+
+class _Writer:
+    """The files of a dataset: one, or train and validation."""
+
+    def __init__(self, files: Sequence[BinaryIO]):
+        self._files = files
+        self.num_rows = [0] * len(files)
+
+    def write(self, rows: Sequence[bytes], validation: Sequence[bool]) -> None:
+        """Take rows; `validation` is empty where there is one file."""
+        if len(self._files) == 1:
+            self._files[0].writelines(rows)
+            self.num_rows[0] += len(rows)
+            return
+        for number in (0, 1):
+            chosen = [row for row, held_out in zip(rows, validation, strict=True) if held_out == number]
+            self._files[number].writelines(chosen)
+            self.num_rows[number] += len(chosen)
+
+    def flush(self) -> None:
+        """Bring to the files what is still in memory."""
+        for file in self._files:
+            file.flush()
+
+
+def _one_pass(plan: Plan, sources: Sequence[Source], writer: _Writer, *, workers: int) -> Evidence:
+    """Convert every block as it comes."""
+    evidence, seen = Evidence(), set[int]()
+    frames: list[pl.DataFrame] = []
+    with closing(ordered_map(partial(BlockConverter, plan), _blocks(sources, workers), workers=workers)) as blocks_done:
+        for converted in blocks_done:
+            num_rows = len(converted.rows)
+            if plan.dedupe == "exact":
+                _drop_seen(converted, seen)
+            writer.write(converted.rows, converted.validation)
+            evidence.rows_in += converted.rows_in
+            evidence.rows_used += len(converted.rows)
+            evidence.num_joined_prompts += sum(converted.joined)
+            evidence.dropped += converted.dropped
+            evidence.tools += converted.tools
+            evidence.components += converted.components
+            if repeated := num_rows - len(converted.rows):
+                evidence.dropped["duplicate"] += repeated
+            if converted.index is not None:
+                frames.append(converted.index)
+    evidence.num_rows = writer.num_rows
+    evidence.index = pl.concat(frames) if frames else None
+    return evidence
+
+
+def _two_passes(plan: Plan, sources: Sequence[Source], writer: _Writer, *, workers: int) -> Evidence:
+    """Index all lines, decide, then convert what was chosen."""
+    indexed = list(ordered_map(partial(BlockIndexer, plan), _blocks(sources, workers, PART_BYTES), workers=workers))
+    frames = [one.index for one in indexed if one.index is not None]
+    signatures = _all_signatures(indexed) if plan.dedupe == "near" else None
+    selection = select(pl.concat(frames), plan, signatures)
+    tools, components = Counter[str](), Counter[str]()
+    for one in indexed:
+        tools += one.tools
+        components += one.components
+    del indexed, frames, signatures
+    num_joined_prompts = 0
+    with closing(ordered_map(partial(UnitConverter, plan), _units(plan, sources, selection), workers=workers)) as units_done:
+        for converted in units_done:
+            writer.write(converted.rows, converted.validation)
+            num_joined_prompts += sum(converted.joined)
+    reasons = selection.index["reason"]
+    counts = reasons.drop_nulls().value_counts().iter_rows()
+    return Evidence(
+        rows_in=selection.index.height,
+        rows_used=reasons.null_count(),
+        dropped=Counter(dict(counts)),
+        num_rows=writer.num_rows,
+        num_joined_prompts=num_joined_prompts,
+        index=selection.index,
+        pairs=selection.units if plan.format.unit == "pair" else None,
+        tools=tools,
+        components=components,
     )
-    if report is not None:
-        with written_aside(report) as file:
-            file.write(counts.model_dump_json(indent=2).encode() + b"\n")
-    return counts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Selection:
-    form: Format
-    min_reward: float | None
-    min_margin: float
-    on_bad_row: OnBadRow
+def _blocks(sources: Sequence[Source], workers: int, size: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Workers read plain files themselves."""
+    return blocks(sources, size=size) if workers == 1 else blocks(sources, size=PART_BYTES, with_data=False)
 
-    def drop_reason(self, rollout: RolloutView) -> str | None:
-        """Why the format takes no such rollout; a truncated one has an answer that the model did not end."""
-        if reason := rollout.drop_reason():
-            return reason
-        if rollout.truncated:
-            return "truncated"
-        if self.min_reward is not None and rollout.reward is not None and rollout.reward < self.min_reward:
-            return "low_reward"
+
+def _drop_seen(converted: Converted, seen: set[int]) -> None:
+    """Leave the rows that repeat no earlier one; `seen` learns their keys."""
+    fresh = []
+    for key in converted.keys:
+        fresh.append(key not in seen)
+        seen.add(key)
+    converted.rows = list(compress(converted.rows, fresh))
+    converted.validation = list(compress(converted.validation, fresh))
+    converted.joined = list(compress(converted.joined, fresh))
+
+
+def _all_signatures(indexed: Sequence[Converted]) -> np.ndarray | None:
+    """One for every line, of the blocks in order; None where no line has one."""
+    like = next((one.signatures for one in indexed if one.signatures is not None), None)
+    if like is None:
         return None
+    blank = [np.zeros((one.rows_in, like.shape[1]), dtype=like.dtype) for one in indexed]
+    return np.concatenate([other if one.signatures is None else one.signatures for one, other in zip(indexed, blank, strict=True)])
 
 
-def _check_paths(inputs: Sequence[Path], output: Path, report: Path | None) -> None:
-    if not inputs:
-        raise ConfigError("no input file; name at least one rollouts file")
-    sources = {os.path.realpath(path): path for path in inputs}
-    if len(sources) < len(inputs):
-        raise ConfigError("an input file is named twice; its rollouts would count twice")
-    if source := sources.get(os.path.realpath(output)):
-        raise ConfigError(f"{output}: the output is the input {source}; write to another file")
-    if report is not None and os.path.realpath(report) in (*sources, os.path.realpath(output)):
-        raise ConfigError(f"{report}: the report is an input or the output; write it to another file")
+def _units(plan: Plan, sources: Sequence[Source], selection: Selection) -> Iterator[list[Unit]]:
+    """The chosen rollouts with their places, in the order in which their rows are written, some at a time."""
+    sides = ("first", "second") if plan.format.unit == "pair" else ("first",)
+    index = selection.index.select("source", "line", "offset", "length", "validation")
+    units, groups = selection.units, selection.groups if plan.format.task_line is not None else None
+    if groups is not None:
+        units = units.join(groups, on="task", how="left", maintain_order="left")
+    for part in units.iter_slices(UNITS_PER_ITEM):
+        places = [_places(index[part[side]], sources) for side in sides]
+        validation = index["validation"][part["first"]].fill_null(value=False).to_list()
+        told = [None] * part.height if groups is None else part.select(groups.columns).drop("task").rows(named=True)
+        made = zip(zip(*places, strict=True), validation, told, strict=True)
+        yield [Unit(places=of_unit, validation=held_out, group=group) for of_unit, held_out, group in made]
 
 
-def _check_selection(selection: _Selection, to: str) -> None:
-    if selection.form.pairs and selection.min_reward is not None:
-        raise ConfigError(f"min_reward does not apply to {to}: pairs need bad answers too; leave it out, or set min_margin")
-    if not selection.form.pairs and selection.min_margin != 0:
-        raise ConfigError(f"min_margin does not apply to {to}, which makes no pairs; leave it out, or set min_reward")
-    if not selection.min_margin >= 0:
-        raise ConfigError(f"min_margin={selection.min_margin}; expected 0 or more")
+def _places(lines: pl.DataFrame, sources: Sequence[Source]) -> list[Place]:
+    rows = lines.select("source", "line", "offset", "length").iter_rows()
+    return [Place(source=source, file=sources[source].place, span=Span(*span)) for source, *span in rows]
 
 
-def _all_rows(paths: Sequence[Path], selection: _Selection, tally: Tally) -> Iterator[Row]:
-    for path in paths:
-        examples = _examples(path, selection, tally)
-        if selection.form.pairs:
-            yield from pair_rows(examples, tally, min_margin=selection.min_margin)
-        else:
-            yield from _single_rows(examples, tally)
+def columns_of(inputs: Sequence[Path]) -> list[Column]:
+    """What expressions may name: our columns, the own fields of the first rows of `inputs`, and the columns of groups.
+
+    Raises ConfigError for an unreadable or empty file.
+    """
+    with open_sources(inputs, seekable=False) as sources:
+        names = _names_in(sources) | _names_of_tasks(map(materialized_inputs_of, inputs))
+    own = sorted(names - set(ROLLOUT_COLUMNS))
+    named = [Column(name, "any", "A field of the rows, or a part of their reward_components.") for name in own]
+    groups = [Column(one.name, one.type, f"For --where-group: {one.about}") for one in GROUP_COLUMNS.values()]
+    return [*ROLLOUT_COLUMNS.values(), *named, *groups]
 
 
-def _single_rows(examples: Iterable[Example], tally: Tally) -> Iterator[Row]:
-    for example in examples:
-        tally.rows_used += 1
-        provenance = {
-            "task": example.task,
-            "rollout_index": example.rollout_index,
-            "reward": example.reward,
-            "source": example.source,
-        }
-        yield example.row | {"gym_bridge": provenance | example.row.get("gym_bridge", {})}
+def _check_inputs(plan: Plan, sources: Sequence[Source]) -> None:
+    """Raises ConfigError for an empty file, and for a column that an expression asks for and that is nowhere to be found."""
+    if plan.where_group is not None:
+        check_names(parse_expression(plan.where_group), GROUP_COLUMNS)
+    asked = [parse_expression(text) for text in (plan.where, plan.reward) if text is not None]
+    known = set(ROLLOUT_COLUMNS) | _names_in(sources, num_lines=SAMPLED_LINES if asked else 1)
+    known |= _names_of_tasks(plan.task_inputs) if asked else set()
+    for expression in asked:
+        check_names(expression, known)
 
 
-def _examples(path: Path, selection: _Selection, tally: Tally) -> Iterator[Example]:
-    """The rollouts of a file that the format takes; all others are counted."""
-    found = False
-    for line, text in read_lines(path):
-        found = True
-        tally.rows_in += 1
-        try:
-            example = _example(text, f"{path}:{line}", selection, tally)
-        except DataError as error:
-            if selection.on_bad_row == "error":
-                raise DataError(f"{error}; drop such rows with --on-bad-row skip", path=path, line=line) from error
-            tally.dropped["bad_row"] += 1
-            continue
-        if example is not None:
-            yield example
-    if not found:
-        raise ConfigError(f"{path}: the file is empty; expected one JSON object a line")
+def _names_in(sources: Sequence[Source], num_lines: int = SAMPLED_LINES) -> set[str]:
+    """Names that the first rows of every source know. Raises ConfigError for an empty file."""
+    known: set[str] = set()
+    for source in sources:
+        lines = (line for block in blocks([source]) for line in filter(bytes.strip, block.read().split(b"\n")))
+        first = next(lines, None)
+        if first is None:
+            raise ConfigError(f"{source.path}: the file is empty; expected one JSON object a line")
+        for line in chain([first], islice(lines, num_lines - 1)):
+            known |= _names_of(line)
+    return known
 
 
-def _example(text: bytes, source: str, selection: _Selection, tally: Tally) -> Example | None:
-    """What the format makes of one line; None for a rollout that is dropped and counted."""
-    if text.strip() == PLACEHOLDER:
-        tally.dropped["not_a_rollout"] += 1
-        return None
-    rollout = view_row(parse_line(text, path=None))
-    reason = selection.drop_reason(rollout)
-    row = selection.form.row(rollout) if reason is None else None
-    if row is None or rollout.reward is None:
-        tally.dropped[reason or "no_answer"] += 1
-        return None
-    return Example(row=row, task=rollout.task, rollout_index=rollout.rollout_index, reward=rollout.reward, source=source)
+def _names_of_tasks(paths: Iterable[Path | None]) -> set[str]:
+    """Names that the first rows of materialized inputs know."""
+    lines = (islice(read_lines(path), SAMPLED_LINES) for path in paths if path is not None)
+    return {name for _, line in chain.from_iterable(lines) for name in _names_of(line)}
 
 
-def _at_least_one(rows: Iterable[Row], tally: Tally, output: Path) -> Iterator[Row]:
-    for row in rows:
-        tally.rows_out += 1
-        yield row
-    if tally.rows_out == 0:
-        commonest = tally.dropped.most_common(1)[0][0]
-        raise ConfigError(
-            f"no row is left for {output}: of {tally.rows_in} rows, {tally.describe_dropped()}{ADVICE.get(commonest, '')}"
-        )
+def _names_of(line: bytes) -> set[str]:
+    """Names that a row knows; none of a bad one, which is met again and told with its number."""
+    try:
+        return set(known_names(parse_line(line, path=None)))
+    except DataError:
+        return set()
+
+
+def _check_not_empty(evidence: Evidence, outputs: Sequence[Path]) -> None:
+    """Raises ConfigError when a file would be empty, with what became of the rollouts."""
+    empty = [path for path, count in zip(outputs, evidence.num_rows, strict=True) if count == 0]
+    if len(empty) == len(outputs):
+        dropped = sorted(evidence.dropped.items(), key=lambda drop: (-drop[1], drop[0]))
+        told = ", ".join(f"{count} {reason}" for reason, count in dropped)
+        raise ConfigError(f"no row is left for {outputs[0]}: of {evidence.rows_in} rows, {told}{ADVICE.get(dropped[0][0], '')}")
+    if empty:
+        raise ConfigError(f"no task falls to {empty[0]}; change --split or --seed, or leave --split out")

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 from gym_bridge.cli.options import given, settings_options
 from gym_bridge.config import StrictModel, validate
 from gym_bridge.schemas.play_settings import CollectSettings, EvalSettings
-from gym_bridge.schemas.settings import GRPOSettings, SFTSettings, TransformSettings
+from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+from gym_bridge.schemas.transform_settings import TransformSettings
 
 
 class Settings(StrictModel):

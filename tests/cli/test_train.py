@@ -8,7 +8,7 @@ import yaml
 from gym_bridge.cli.train import find_config
 from gym_bridge.config import load_config
 from gym_bridge.errors import ConfigError
-from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
 
 RECIPES = Path(__file__).parents[2] / "gym_bridge" / "recipes"
 SHIPPED = {f"{path.parent.name}/{path.stem}": path for path in sorted(RECIPES.glob("*/*.yaml"))}
@@ -19,13 +19,13 @@ def trainer_of(name: str) -> str:
     """The trainer that takes the config `name`: told by its directory, or in the quickstart by its file."""
     if name.startswith(("rlvr/", "quickstart/grpo")):
         return "grpo"
-    return "sft"
+    return name.partition("/")[0] if name.startswith(("dpo/", "rm/")) else "sft"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_parses_and_is_found_by_name(name: str):
     assert find_config(name).samefile(SHIPPED[name])
-    model = {"sft": SFTSettings, "grpo": GRPOSettings}[trainer_of(name)]
+    model = {"sft": SFTSettings, "dpo": DPOSettings, "rm": RewardModelSettings, "grpo": GRPOSettings}[trainer_of(name)]
     values = yaml.safe_load(SHIPPED[name].read_text())
     missing = [f"{section}.{key}" for section, keys in values.items() for key, value in keys.items() if value == "???"]
     settings = load_config(model, files=[SHIPPED[name]], overrides=[f"{key}={NEEDED[key]}" for key in missing])
@@ -36,7 +36,7 @@ def test_every_shipped_config_parses_and_is_found_by_name(name: str):
 
 
 def test_there_is_a_tiny_config_for_every_trainer():
-    assert {"sft/tiny", "rlvr/tiny"} <= set(SHIPPED)
+    assert {"sft/tiny", "dpo/tiny", "rm/tiny", "rlvr/tiny"} <= set(SHIPPED)
 
 
 def test_a_dry_run_prints_settings_that_are_a_config_again(gym_bridge, tmp_path: Path):
@@ -67,6 +67,17 @@ def test_later_configs_win(gym_bridge, tmp_path: Path):
         (["sft", "--config", "rlvr/tiny", "data.train=x"], "unknown key 'env'"),
         (["sft", "--config", "no.yaml", "data.train=x"], "no.yaml: No such file or directory"),
         (["grpo", "--config", "rlvr/tiny", "data.train=x", "algorithm.group_size=1"], "algorithm.group_size=1: Input should be"),
+        (
+            ["dpo", "data.train=x", "algorithm.loss=ipo", "algorithm.label_smoothing=0.1"],
+            "algorithm.label_smoothing has no effect on algorithm.loss=ipo; it is for sigmoid, robust",
+        ),
+        (
+            ["dpo", "data.train=x", "algorithm.margin=1"],
+            "algorithm.margin has no effect on algorithm.loss=sigmoid; it is",
+        ),
+        (["dpo", "data.train=x", "algorithm.loss=dpo"], "algorithm.loss='dpo': Input should be 'sigmoid', 'robust'"),
+        (["dpo", "data.train=x", "algorithm.label_smoothing=0.5"], "algorithm.label_smoothing=0.5: Input should be less than 0.5"),
+        (["dpo", "--config", "rlvr/tiny", "data.train=x"], "unknown key 'env'"),
         (["sft", "data.train=x", "--dryrun"], "No such option '--dryrun'"),
     ],
 )

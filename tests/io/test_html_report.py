@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gym_bridge.io.html_report import Curve, Table, render_page
+from gym_bridge.io.charts import Bars
+from gym_bridge.io.html_report import Charts, Curve, Notes, Share, Table, Tiles, render_page, render_sections
 
 HOSTILE = """</title></svg><script>alert("1")</script><img src=x onerror='steal()'> & \x00\x1b\ud800"""
 
@@ -161,3 +162,72 @@ def test_tables_align_numbers_and_keep_text():
 def test_a_row_that_does_not_fit_its_header_is_refused():
     with pytest.raises(ValueError, match="zip"):
         render_page("t", "s", [Table("Runs", ["run", "tasks"], [["a"]])], [], [])
+
+
+def sections_page(*sections):
+    return ET.fromstring(render_sections("title", "subtitle", sections))
+
+
+def bars_of(counts, *, edges=(0.0, 0.5, 1.0), **more):
+    bars = Bars(title="Rewards", x_label="reward", y_label="rollouts", edges=edges, counts=counts, **more)
+    return sections_page(Charts([bars])).find(".//figure")
+
+
+def rectangles(figure):
+    return [(one.get("class"), *(float(one.get(name)) for name in ("x", "y", "width", "height"))) for one in figure.iter("rect")]
+
+
+def test_the_bars_of_a_histogram_stand_on_the_axis_side_by_side():
+    drawn = rectangles(bars_of([2, 4]))
+    # The plotting area is 70 to 548 across; 4 of 4.2 fill 1 / 1.05 of its 200 pixels of height; a pixel is left at either side.
+    assert [place[:2] + place[3:4] for place in drawn] == [("bar", 71, 237), ("bar", 310, 237)]
+    assert [place[4] for place in drawn] == pytest.approx([100 / 1.05, 200 / 1.05], abs=0.006)
+    assert [place[2] + place[4] for place in drawn] == pytest.approx([212, 212], abs=0.011)
+
+
+def test_a_part_stands_before_its_whole_and_both_are_told():
+    figure = bars_of([4, 2], part=[1, 2], legend=("read", "used"), headline="median 1", caption="All of them.")
+    assert [place[0] for place in rectangles(figure)] == ["bar soft", "bar", "bar"]
+    assert [one.text for one in figure.iter("title")] == ["reward 0 to 0.5: 4, used 1", "reward 0.5 to 1: 2, used 2"]
+    assert [one.tail for one in figure.iter("span") if one.get("class") != "last"] == ["read", "used"]
+    assert (figure.find(".//span[@class='last']").text, figure.find("figcaption").text) == ("median 1", "All of them.")
+
+
+def test_whole_numbers_are_marked_and_told_as_such_and_what_lies_beyond_has_a_bar_of_its_own():
+    figure = bars_of([1, 2, 3, 7], edges=(0.5, 1.5, 2.5, 3.5), whole=True)
+    assert [one.text for one in figure.iter("title")] == ["reward 1: 1", "reward 2: 2", "reward 3: 3", "reward 4 and more: 7"]
+    assert tick_labels(figure.find("svg"), "middle") == ["1", "2", "3", "more"]
+    assert [one.text for one in bars_of([1, 1], edges=(0, 100, 200), whole=True).iter("title")] == [
+        "reward 0 to 99: 1",
+        "reward 100 to 199: 1",
+    ]
+    right_ends = [x + width for _, x, _, width, _ in rectangles(figure)]
+    # Without the 52 pixels for what lies beyond, 142 are left for each of the three; a pixel is left free.
+    assert right_ends == [211, 353, 495, 547]
+
+
+def test_a_histogram_of_nothing_says_so():
+    figure = bars_of([0, 0])
+    assert (figure.find("svg"), figure.find("p").text) == (None, "Nothing to draw")
+
+
+def test_sections_stand_in_their_order_and_empty_ones_are_left_out():
+    page = sections_page(
+        Tiles([("rows", "1,234")]), Notes("Why", ["because"]), Charts([]), Notes("Nothing", []), Table("T", ["a"], [])
+    )
+    assert [one.get("class") for one in page.findall("body/main/section")] == ["tiles", None, "card scroll"]
+    assert (page.find(".//b").text, page.find(".//div/span").text, page.find(".//li").text) == ("1,234", "rows", "because")
+
+
+def test_a_share_is_a_bar_and_a_number():
+    page = sections_page(Table("T", ["share"], [[Share(0.25)]]))
+    assert [float(one.get("width")) for one in page.iter("rect")] == [60, 15]
+    assert "".join(page.find(".//td").itertext()) == "25.0 %"
+
+
+@given(st.text())
+def test_any_text_in_any_section_makes_a_page_that_parses(text):
+    bars = Bars(
+        title=text, x_label=text, y_label=text, edges=[0, 1], counts=[1], part=[1], legend=(text, text), headline=text, caption=text
+    )
+    sections_page(Tiles([(text, text)]), Notes(text, [text]), Charts([bars]), Table(text, [text], [[Share(0.5)]]))

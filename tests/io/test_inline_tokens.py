@@ -111,3 +111,18 @@ def test_policy_versions_that_fit_no_turn_are_an_error():
     written = with_inline_tokens(row_of(CALL, OUTPUT, MESSAGE, versions=(4, 5, 6)), (FIRST, SECOND), (0, 2))
     with pytest.raises(DataError, match="2 model calls with token ids, and 3 policy versions"):
         inline_turns(written)
+
+
+@pytest.mark.parametrize("versions", [{"0": 4}, "45", 4, [4, "5"], [[4], [5]], [4, None], [True, False]])
+def test_policy_versions_that_are_no_list_of_integers_are_an_error(versions: Any):
+    written = with_inline_tokens(row_of(CALL, OUTPUT, MESSAGE), (FIRST, SECOND), (0, 2)) | {
+        "gym_bridge": {"policy_versions": versions}
+    }
+    with pytest.raises(DataError, match=r"policy_versions is .*; expected a list of integers"):
+        inline_turns(written)
+
+
+@pytest.mark.parametrize("ours", [None, {}, {"policy_versions": None}, {"policy_versions": []}])
+def test_a_row_that_tells_no_policy_version_is_of_version_0(ours: Any):
+    written = with_inline_tokens(row_of(CALL, OUTPUT, MESSAGE), (FIRST, SECOND), (0, 2)) | {"gym_bridge": ours}
+    assert [turn.policy_version for turn in inline_turns(written)] == [0, 0]

@@ -1,13 +1,16 @@
 """JSONL files: bad lines are named, and a file is written whole or not at all."""
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.io.jsonl import dump_line, parse_line, read_jsonl, write_jsonl, written_aside
+from gym_bridge.io.jsonl import dump_line, parse_line, read_jsonl, read_lines, write_jsonl, written_aside
 
 
 def test_rows_come_with_their_line_numbers_and_blank_lines_are_passed_over(tmp_path: Path):
@@ -36,6 +39,23 @@ def test_a_bad_line_is_named_by_path_and_line(tmp_path: Path, line: bytes, messa
     assert str(raised.value).startswith(f"{path}:3: ")
     assert message in str(raised.value)
     assert (raised.value.path, raised.value.line) == (path, 3)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+def test_packed_files_are_read_as_plain_ones_and_damaged_ones_are_named(pack: Callable[[bytes], bytes], tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(pack(b'{"a": 1}\r\n\n') + pack(b' \n{"a": 2}'))
+    assert list(read_lines(path)) == [(1, b'{"a": 1}\r\n'), (4, b'{"a": 2}')]
+    assert list(read_jsonl(path)) == [(1, {"a": 1}), (4, {"a": 2})]
+    path.write_bytes(pack(b"{}\n[]\n"))
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: expected a JSON object, found list"):
+        list(read_jsonl(path))
+    path.write_bytes(pack(b"{}\n" * 99)[:-4])
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: the (gzip|zstd) file is damaged or cut off"):
+        list(read_lines(path))
+    path.write_bytes(pack(b"\n"))
+    with pytest.raises(ConfigError, match="the file is empty"):
+        list(read_jsonl(path))
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"\n \n", "empty"), (None, "No such file")])

@@ -72,6 +72,21 @@ def test_members_of_a_group_fill_a_microbatch_by_what_they_add(training_sequence
     assert [len(batch) for batch in plan_microbatches(group, max_tokens=1)] == [1] * 5
 
 
+@given(groups, st.integers(1, 20))
+def test_pairs_are_never_parted(group, limit):
+    pairs = [one for one in group for _ in range(2)]
+    batches = plan_microbatches(pairs, max_tokens=limit, together=2)
+    assert [id(one) for batch in batches for one in batch] == [id(one) for one in pairs]
+    assert all(len(batch) % 2 == 0 for batch in batches)
+    assert all(len(batch) == 2 or len(pack(batch).token_ids) <= limit for batch in batches)
+
+
+def test_pairs_fill_a_microbatch_by_what_they_add(training_sequence):
+    pairs = [training_sequence("pppT", [1, 2, 3, token]) for token in range(8)]  # 5 tokens a pair, 2 where the prompt stands
+    assert [len(batch) for batch in plan_microbatches(pairs, max_tokens=9, together=2)] == [6, 2]
+    assert [len(batch) for batch in plan_microbatches(pairs, max_tokens=5, together=2)] == [2, 2, 2, 2]
+
+
 def test_a_first_token_that_trains_is_refused(training_sequence):
     with pytest.raises(PolicyError, match="the prompt is empty"):
         pack([training_sequence("TT", [1, 2])])

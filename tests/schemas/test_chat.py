@@ -2,8 +2,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gym_bridge.errors import DataError
-from gym_bridge.schemas.chat import answer_text, chat_messages, chat_tools, flat_tools, response_items, wire_messages
+from gym_bridge.errors import DataError, MediaError
+from gym_bridge.schemas.chat import (
+    answer_text,
+    chat_messages,
+    chat_tools,
+    flat_tools,
+    num_model_calls,
+    response_items,
+    rollout_messages,
+    wire_messages,
+)
 
 USER = {"role": "user", "content": "add 1"}
 
@@ -77,10 +86,66 @@ def test_parallel_calls_are_one_message_and_their_outputs_follow():
         ([said("a") | {"generation_token_ids": [7]}, call("c")], ["a", ""]),
         ([call("c", generation_token_ids=[7]), call("d", generation_token_ids=[8])], ["", ""]),
         ([said("a") | {"generation_token_ids": []}, call("c")], ["a"]),
+        ([said("a") | {"generation_token_ids": [0]}, call("c")], ["a"]),
+        ([said("a") | {"generation_token_ids": None}, call("c")], ["a"]),
     ],
 )
 def test_a_model_call_ends_where_it_must(items, contents):
     assert [message["content"] for message in chat_messages(items)] == contents
+    assert num_model_calls(items) == len(contents) - items.count(USER)
+
+
+def test_flat_tool_calls_have_no_ids_and_are_answered_in_their_order():
+    items = [call("c1", '{"n": 1 }'), call("c2"), output("c1", "1"), output("c2", "2")]
+    assert chat_messages(items, tool_calls="flat", arguments="string") == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"name": "add", "arguments": '{"n": 1 }'}, {"name": "add", "arguments": "{}"}],
+        },
+        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": "2"},
+    ]
+    assert chat_messages([call("c1", '{"n": 1}')], tool_calls="flat")[0]["tool_calls"] == [{"name": "add", "arguments": {"n": 1}}]
+
+
+def test_a_rollouts_chat_says_where_its_prompt_ends():
+    assert rollout_messages([USER], [said("a"), USER, said("b")]) == (chat_messages([USER, said("a"), USER, said("b")]), 1)
+    assert rollout_messages([], [said("a")])[1] == 0
+    prompt = [USER, reasoning("r")]
+    messages, num_prompt = rollout_messages(prompt, [call("c")])
+    assert (num_prompt, [message["role"] for message in messages]) == (2, ["user", "assistant", "assistant"])
+
+
+def test_a_tool_output_may_answer_a_call_of_the_prompt():
+    messages, num_prompt = rollout_messages([USER, call("c")], [output("c"), said("a")])
+    assert (num_prompt, messages[2]) == (2, {"role": "tool", "tool_call_id": "c", "content": "ok"})
+
+
+IMAGE = {"type": "input_image", "image_url": "u", "detail": None}
+
+
+def test_media_are_kept_as_parts_of_chat_when_asked():
+    asked = {"role": "user", "content": [IMAGE, {"type": "input_text", "text": "what?"}]}
+    seen = output("c") | {"output": [{"type": "input_text", "text": "screen"}, IMAGE]}
+    part = {"type": "image_url", "image_url": {"url": "u"}}
+    messages = chat_messages([asked, call("c"), seen, said("a cat")], media="keep")
+    assert messages[0]["content"] == [part, {"type": "text", "text": "what?"}]
+    assert messages[2]["content"] == [{"type": "text", "text": "screen"}, part]
+    assert messages[3]["content"] == "a cat"
+
+
+@pytest.mark.parametrize("kind", ["input_image", "input_audio", "input_file", "image_url", "audio_url", "video_url"])
+def test_media_that_are_not_to_be_kept_are_refused_as_media(kind):
+    for items in ([{"role": "user", "content": [{"type": kind}]}], [call("c"), output("c") | {"output": [{"type": kind}]}]):
+        with pytest.raises(MediaError, match=f"content part of type '{kind}' is no text"):
+            chat_messages(items)
+
+
+def test_a_part_of_no_known_type_is_no_media():
+    with pytest.raises(DataError) as caught:
+        chat_messages([{"role": "user", "content": [{"type": "computer_screenshot"}]}], media="refuse")
+    assert not isinstance(caught.value, MediaError)
 
 
 def test_arguments_stay_the_models_own_string_when_asked():
@@ -183,7 +248,19 @@ def chats(draw):
 @given(chats())
 def test_a_chat_survives_the_way_to_items_and_back(messages):
     items = [item for number, message in enumerate(messages) for item in response_items(message, id_suffix=str(number))]
-    assert chat_messages(items) == messages
+    assert chat_messages(items) == chat_messages(items, media="keep") == messages
+    assert num_model_calls(items) == sum(message["role"] == "assistant" for message in messages)
+
+
+@given(chats(), st.integers(0, 8))
+def test_every_tool_output_has_its_call_wherever_the_prompt_ends(messages, cut):
+    items = [item for number, message in enumerate(messages) for item in response_items(message, id_suffix=str(number))]
+    made, num_prompt = rollout_messages(items[:cut], items[cut:])
+    assert made[:num_prompt] == chat_messages(items[:cut])
+    called = set()
+    for message in made:
+        called |= {one["id"] for one in message.get("tool_calls", ())}
+        assert message["role"] != "tool" or message["tool_call_id"] in called
 
 
 KEYS = st.sampled_from(["type", "role", "content", "text", "summary", "call_id", "name", "arguments", "output", "refusal"])
@@ -233,3 +310,13 @@ def test_an_image_that_a_tool_gave_has_no_form_on_the_wire():
 def test_a_refusal_of_a_chat_is_a_part_of_its_answer():
     (item,) = response_items({"role": "assistant", "content": "", "refusal": "no"})
     assert item["content"] == [{"type": "refusal", "refusal": "no"}]
+
+
+def test_a_whole_number_that_no_64_bits_hold_is_refused_as_an_object_and_kept_as_text():
+    arguments = '{"n":123456789012345678901234567890}'
+    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": arguments}
+    with pytest.raises(DataError, match="beyond 64 bits; keep their text with --arguments string"):
+        chat_messages([call])
+    assert chat_messages([call], arguments="string")[0]["tool_calls"][0]["function"]["arguments"] == arguments
+    held = {**call, "arguments": '{"n":9223372036854775807,"s":"12345678901234567890","x":0.12345678901234567890}'}
+    assert chat_messages([held])[0]["tool_calls"][0]["function"]["arguments"]["n"] == 9223372036854775807

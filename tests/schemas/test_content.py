@@ -9,9 +9,10 @@ from gym_bridge.schemas.content import answer_parts, chat_content, text_of
 
 TEXT = {"type": "input_text", "text": "a"}
 IMAGE = {"type": "input_image", "image_url": "u"}
+SOUND = {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,UklG"}}
 
 
-@pytest.mark.parametrize("content", [None, "", "ab", [TEXT, {"type": "output_text", "text": "b"}], []])
+@pytest.mark.parametrize("content", [None, "", "ab", [TEXT, {"type": "output_text", "text": "b"}], [TEXT, {"text": "b"}], []])
 def test_what_is_text_alone_stays_a_string(content: Any):
     assert chat_content(content) == text_of(content) == ("ab" if content and len(content) == 2 else "")
 
@@ -25,6 +26,8 @@ def test_what_is_text_alone_stays_a_string(content: Any):
         ({**IMAGE, "detail": "low", "file_id": None}, {"type": "image_url", "image_url": {"url": "u", "detail": "low"}}),
         ({**IMAGE, "uuid": "x"}, {"type": "image_url", "image_url": {"url": "u"}, "uuid": "x"}),
         ({"type": "input_audio", "input_audio": {"data": "d"}}, {"type": "input_audio", "input_audio": {"data": "d"}}),
+        (SOUND, SOUND),
+        ({"text": "a"}, {"type": "text", "text": "a"}),
         (
             {"type": "input_file", "file_id": "f", "file_data": None, "filename": "n"},
             {"type": "file", "file": {"file_id": "f", "filename": "n"}},

@@ -1,22 +1,26 @@
-import math
+"""The audit as a whole: kinds of rows, counting, severities, what is shown. ids: 1 <|im_start|>, 2 <|im_end|>."""
 
-import orjson
 import pytest
 
+from gym_bridge.config import validate
 from gym_bridge.errors import ConfigError
-from gym_bridge.io.token_store import TokenStore
-from gym_bridge.schemas.tokens import TurnTokens
-from gym_bridge.tokens.auditor import MAX_PROBLEMS, audit_file
+from gym_bridge.tokens.audit.findings import MAX_NOTES, MAX_PROBLEMS, SEVERITIES, ShownRow
+from gym_bridge.tokens.audit.settings import AuditSettings
+from gym_bridge.tokens.auditor import audit_file
+from tests.tokens.audit_stage import ANSWER, CHAT, USER, audit_rows, calling, output, rollout, said, told
+
+TEXTS = {"input": "a", "output": "b"}
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+RANKED = {
+    "context": [USER],
+    "completions": [{"rank": 1, "completion": [{"role": "assistant", "content": "5"}]}, {"rank": 0, "completion": [ANSWER]}],
+}
+TASK = {"responses_create_params": {"input": [USER], "tools": [{"type": "function", "name": "add"}]}}
 
 
 @pytest.fixture
 def audit(renderer, tmp_path):
-    def run(*rows, show=0):
-        path = tmp_path / "rows.jsonl"
-        path.write_bytes(b"".join((row if isinstance(row, bytes) else orjson.dumps(row)) + b"\n" for row in rows))
-        return audit_file(path, renderer, show=show)
-
-    return run
+    return lambda *rows, **settings: audit_rows(tmp_path, renderer, *rows, **settings)
 
 
 def problems(report):
@@ -24,56 +28,94 @@ def problems(report):
     return [(one.line, one.message) for one in report.problems]
 
 
-USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
-CHAT = {"messages": [{"role": "system", "content": "Hi"}, USER, ANSWER]}
-
-
-def calling(*ids):
-    calls = [{"id": one, "type": "function", "function": {"name": "add", "arguments": {}}} for one in ids]
-    return {"role": "assistant", "content": "", "tool_calls": calls}
-
-
-def output(call_id):
-    return {"role": "tool", "tool_call_id": call_id, "content": "4"}
-
-
 def test_a_clean_sft_file_is_counted_and_shown(audit, renderer):
     report = audit(CHAT, {"messages": [USER, calling("a", "b"), output("b"), output("a"), ANSWER]}, show=1)
     assert (report.kind, report.num_rows, report.num_problems) == ("sft", 2, 0)
-    assert report.shown == [
+    assert [one.marked() for one in report.shown] == [
         "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n[4<|im_end|>]\n"
     ]
-    lengths = [len(renderer.render_ids(CHAT["messages"]))]
+    length = len(renderer.render_ids(CHAT["messages"]))
     alone = audit(CHAT)
-    assert (alone.num_tokens, alone.longest, alone.num_trained_tokens) == (lengths[0], lengths[0], 2)
-    assert report.longest == report.num_tokens - lengths[0] > lengths[0]
-    assert alone.describe() == f"sft, 1 rows, {lengths[0]} tokens of which 2 train, longest row {lengths[0]}; no problems"
+    assert (alone.num_tokens, alone.longest, alone.num_trained_tokens) == (length, length, 2)
+    assert report.longest == report.num_tokens - length > length
+    assert alone.lengths.model_dump() == {"p50": length, "p95": length, "p99": length, "max": length}
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "kind", "trained"),
     [
-        ({"messages": [USER, ANSWER, output("a")]}, "message 2: tool output 'a' answers no open tool call"),
+        (TEXTS, "response", "[b<|im_end|>]"),
+        (PAIR, "dpo", "[b<|im_end|>]"),
+        ({**PAIR, "prompt": [USER]}, "dpo", "2+2?<|im_end|>"),
+        (RANKED, "preference", "[4<|im_end|>]"),
+        (TASK, "tasks", "<|im_start|>assistant\n"),
+        (rollout(0, items=[said("4")]), "rollouts", "assistant\n4<|im_end|>\n"),
         (
-            {"messages": [USER, calling("a"), output("a"), output("a"), ANSWER]},
-            "message 3: tool output 'a' answers no open tool call",
+            {"reward": 1.0, "output": [said("4")], "responses_create_params": TASK["responses_create_params"]},
+            "rollouts",
+            "4<|im_end|>",
         ),
-        ({"messages": [USER, calling("a"), ANSWER]}, "message 2: assistant speaks before tool call 'a' is answered"),
-        ({"messages": [USER, calling(None), output(None)]}, "message 1: a tool call has no id"),
-        ({"messages": [USER]}, "no assistant message to train on"),
-        ({"messages": ["hello"]}, "every message needs a 'role'"),
-        ({"messages": None}, "expected the columns 'messages' and 'tools', found messages"),
-        ({"input": "a", "output": "b"}, "expected the columns 'messages' and 'tools', found input, output"),
+        (CHAT, "sft", "[4<|im_end|>]"),
     ],
 )
-def test_each_problem_of_a_chat_is_found_at_its_line(audit, row, message):
-    assert problems(audit(CHAT, row, CHAT)) == [(2, message)]
+def test_each_kind_is_told_by_its_columns_and_rendered(audit, row, kind, trained):
+    report = audit(row, show=1)
+    assert (report.kind, report.num_problems) == (kind, 0)
+    assert trained in report.shown[0].marked()
+    assert (report.num_trained_tokens > 0) == (kind not in ("tasks", "rollouts"))
 
 
-def test_a_malformed_call_is_a_problem_and_no_crash(audit):
-    ((line, message),) = problems(audit(CHAT, {"messages": [USER, {**ANSWER, "tool_calls": [{"id": "a"}]}]}))
-    assert line == 2
-    assert message.startswith("tool call {'id': 'a'} is not of the form")
+def test_a_pair_is_two_sequences_and_the_longer_one_counts(audit, renderer):
+    report = audit({**PAIR, "rejected": "c c c"}, show=1)
+    prompt = [{"role": "user", "content": "a"}]
+    lengths = [len(renderer.render_ids([*prompt, {"role": "assistant", "content": one}])) for one in ("b", "c c c")]
+    assert (report.num_tokens, report.longest) == (sum(lengths), lengths[1])
+    first, second = report.shown[0].marked().split("\n\n")
+    assert "[b<|im_end|>]" in first
+    assert "[c c c<|im_end|>]" in second
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        (TEXTS, {"input": "a", "output": " \n"}, r"column 'output' is ' \n'; expected text"),
+        (TEXTS, {"input": "a"}, "column 'output' is None; expected text"),
+        (PAIR, {"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are equal"),
+        (PAIR, {"prompt": 1, "chosen": "b", "rejected": "c"}, "column 'prompt' is 1; expected text"),
+        (PAIR, {"prompt": [], "chosen": "b", "rejected": "c"}, "expected a list of messages, found list"),
+        (RANKED, {**RANKED, "completions": RANKED["completions"][:1]}, "'completions' is no list of two objects"),
+        (
+            RANKED,
+            {**RANKED, "completions": [{**one, "rank": 1} for one in RANKED["completions"]]},
+            "the completions have the ranks 1 and 1; expected two different integers",
+        ),
+        (
+            RANKED,
+            {**RANKED, "completions": [{"rank": rank, "completion": [ANSWER]} for rank in (0, 1)]},
+            "the two completions are equal",
+        ),
+        (RANKED, {**RANKED, "context": None}, "expected a list of messages, found NoneType"),
+        (TASK, {"responses_create_params": {"input": []}}, "'responses_create_params' holds no input"),
+        (TASK, CHAT, "the row is of kind sft; the first row is of kind tasks"),
+        (rollout(0, items=[said("4")]), {"a": 1}, "the row is of kind unknown; the first row is of kind rollouts"),
+        (rollout(0, items=[said("4")]), rollout(1, items="x"), "'output' is of type str; expected a list of objects"),
+        (CHAT, {"messages": None}, "expected the columns 'messages' and 'tools', found messages"),
+        (CHAT, TEXTS, "expected the columns 'messages' and 'tools', found input, output"),
+        (CHAT, {**CHAT, "tools": 5}, "'tools' is no list of objects"),
+        (CHAT, {**CHAT, "gym_bridge": "x"}, "'gym_bridge' is no object, or its 'num_prompt_messages' no number of messages"),
+        (
+            CHAT,
+            {**CHAT, "gym_bridge": {"num_prompt_messages": -1}},
+            "'gym_bridge' is no object, or its 'num_prompt_messages' no number of messages",
+        ),
+        (CHAT, {"messages": [USER, {**ANSWER, "tool_calls": ["a"]}]}, "message 1: 'tool_calls' is no list of objects"),
+        (CHAT, {"messages": ["hello"]}, "every message needs a 'role'"),
+    ],
+)
+def test_wrong_columns_and_mixed_kinds_are_problems(audit, good, bad, message):
+    report = audit(good, bad)
+    assert [(line, check, text) for line, check, text in told(report) if check == "columns"] == [(2, "columns", message)]
+    assert report.num_problems == 1
 
 
 def test_a_line_that_is_no_json_is_a_problem_too(audit):
@@ -83,19 +125,9 @@ def test_a_line_that_is_no_json_is_a_problem_too(audit):
     assert report.problems[1].message == "expected a JSON object, found list"
 
 
-def rollout(task, reward, **more):
-    row = {"_ng_task_index": task, "_ng_rollout_index": 0, "reward": reward, "response": {}, "responses_create_params": {}}
-    return {**row, **more}
-
-
-def turn(prompt, completion, logprobs, *, starts=True):
-    return TurnTokens(
-        prompt_ids=tuple(prompt),
-        completion_ids=tuple(completion),
-        logprobs=tuple(logprobs),
-        policy_version=0,
-        starts_segment=starts,
-    )
+def test_a_row_nested_too_deeply_is_a_problem_and_no_crash(audit):
+    deep = b'{"messages":[{"role":"user","content":' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}]}"
+    assert [(line, check) for line, check, _ in told(audit(CHAT, deep))] == [(2, "json")]
 
 
 def test_rewards_must_be_finite_numbers(audit):
@@ -112,59 +144,84 @@ def test_rewards_must_be_finite_numbers(audit):
     ]
 
 
-def test_stored_tokens_are_counted_and_their_logprobs_checked(audit, tmp_path):
-    store = TokenStore(tmp_path / "rows.tokens")
-    two_turns = [turn([5, 6], [7, 2], [-0.1, -0.2]), turn([5, 6, 7, 2, 8], [9], [-0.3], starts=False)]
-    store.append(
-        [
-            ((0, 0, 0), two_turns),
-            ((1, 0, 0), [turn([5], [6], [math.nan])]),
-            ((2, 0, 0), [turn([5], [6], [0.5])]),
-            ((4, 0, 1), [turn([5], [6], [-1.0])]),
-        ]
-    )
-    report = audit(
-        rollout(0, 1.0), rollout(1, 1.0), rollout(2, 1.0), rollout(3, 1.0), rollout(4, 0.0, gym_bridge={"attempt": 1}), show=1
-    )
-    assert [line for line, _ in problems(report)] == [2, 3, 4]
-    assert report.problems[0].message == report.problems[1].message == "turn 0 has a log-prob that is not finite or above 0"
-    assert report.problems[2].message.endswith("holds no tokens of task 3, rollout 0, attempt 0")
-    assert (report.num_tokens, report.num_trained_tokens, report.longest) == (8, 4, 6)
-    assert report.shown[0].count("[") == 2
+def test_failed_masked_and_absent_rollouts_are_told_and_nothing_else_of_them(audit):
+    failed = rollout(1, None, gym_bridge={"failure": {"type": "timeout_exceeded"}})
+    report = audit(rollout(0, items=[said("4")]), failed, rollout(2, None, mask_sample=True), b"<PLACEHOLDER ROW>", rollout(3))
+    assert told(report) == [
+        (2, "failure", "the rollout is a failure; no dataset takes it"),
+        (3, "failure", "the rollout is masked by its environment; no dataset takes it"),
+        (4, "failure", "the line stands for a row left out"),
+        (5, "failure", "the row holds no output"),
+    ]
+    assert report.num_problems == 0
 
 
-@pytest.mark.parametrize(
-    ("good", "bad", "message"),
-    [
-        ({"input": "a", "output": "b"}, {"input": "a", "output": " \n"}, r"column 'output' is ' \n'; expected text"),
-        ({"input": "a", "output": "b"}, {"input": "a"}, "column 'output' is None; expected text"),
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c"},
-            {"prompt": "a", "chosen": "b", "rejected": "b"},
-            "chosen and rejected are equal",
-        ),
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c"},
-            {"prompt": 1, "chosen": "b", "rejected": "c"},
-            "column 'prompt' is 1; expected text",
-        ),
-    ],
-)
-def test_text_rows_are_checked(audit, good, bad, message):
-    report = audit(good, bad)
-    assert report.kind == ("response" if "input" in good else "dpo")
-    assert problems(report) == [(2, message)]
-    assert report.describe() == f"{report.kind}, 2 rows; 1 problem"
+def test_a_row_that_stands_in_the_file_already_is_told_with_its_first_line(audit):
+    again = {"gym_bridge": {"source": "b"}, **{key: CHAT[key] for key in reversed(CHAT)}}
+    report = audit(CHAT, {"messages": [USER, ANSWER]}, again)
+    assert told(report) == [(3, "duplicate", "the row of line 1 once more")]
+    assert report.num_problems == 0
 
 
 def test_all_problems_are_counted_and_a_hundred_told(audit):
     report = audit(CHAT, *[{"messages": [USER]}] * (MAX_PROBLEMS + 7))
     assert (report.num_rows, report.num_problems, len(report.problems)) == (MAX_PROBLEMS + 8, MAX_PROBLEMS + 7, MAX_PROBLEMS)
+    assert (report.counts, len(report.notes)) == ({"duplicate": MAX_PROBLEMS + 6, "mask": MAX_PROBLEMS + 7}, MAX_NOTES)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"[]\n", b'{"a": 1}\n'])
+def test_a_note_can_be_made_a_problem_and_a_problem_a_note(audit):
+    bad = {"messages": [USER]}
+    report = audit(CHAT, CHAT, bad, fail_on=("duplicate",), allow=("mask",))
+    assert [(one.line, one.check) for one in report.problems] == [(2, "duplicate")]
+    assert [(one.line, one.check) for one in report.notes] == [(3, "mask")]
+    assert (report.num_problems, report.num_notes) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fail_on": ["leek"]}, r"fail_on='leek': no such check; did you mean 'leak'|fail_on='leek'.*leak"),
+        ({"fail_on": ["leak"], "allow": ["leak"]}, "'leak' stands in fail_on and in allow"),
+        ({"ngram": 7}, "ngram=7"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"show": -1}, "show=-1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(AuditSettings, settings)
+
+
+def test_messages_are_one_short_line_without_control_characters(audit):
+    report = audit(TEXTS, {"input": "a", "output": ["\x1b[31m\n" * 400]})
+    (problem,) = report.problems
+    assert problem.message.isprintable()
+    assert len(problem.message) < 450
+
+
+def test_shown_tokens_are_whole_characters_and_no_control_characters(audit):
+    (shown,) = audit({"messages": [USER, {"role": "assistant", "content": "é\x1b[31m"}]}, show=1).shown
+    assert ("é", True) in shown.tokens
+    assert ("\\x1b", True) in shown.tokens
+    assert isinstance(shown, ShownRow)
+    assert shown.marked().endswith("[é\\x1b[31m<|im_end|>]\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"[]\n", b'{"a": 1}\n', b"<PLACEHOLDER ROW>\n"])
 def test_a_file_of_no_known_kind_is_refused(renderer, tmp_path, content):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ConfigError):
-        audit_file(path, renderer, show=0)
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:?1?: "):
+        audit_file(path, renderer, AuditSettings())
+
+
+def test_a_directory_and_a_missing_file_are_refused(renderer, tmp_path):
+    for path in (tmp_path, tmp_path / "none.jsonl"):
+        with pytest.raises(ConfigError, match=str(path)):
+            audit_file(path, renderer, AuditSettings())
+
+
+def test_the_table_of_the_manual_names_every_check(pytestconfig):
+    manual = (pytestconfig.rootpath / "docs" / "audit.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in manual.splitlines() if line.startswith("| `")]
+    assert {name.strip(" `"): severity.strip() for name, severity in rows} == SEVERITIES

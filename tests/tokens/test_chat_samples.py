@@ -61,3 +61,16 @@ def test_tools_of_the_row_are_rendered(renderer):
 def test_a_row_that_cannot_train_is_a_data_error(renderer, row, message):
     with pytest.raises(DataError, match=message):
         chat_sample(row, renderer)
+
+
+@pytest.mark.parametrize(("column", "expected"), [("weight", 0.5), ("gym_bridge.reward", 2.0)])
+def test_a_row_has_the_weight_of_its_column(renderer, column, expected):
+    row = {"messages": CHAT, "weight": 0.5, "gym_bridge": {"reward": 2}}
+    assert chat_sample(row, renderer, weight=column).weight == expected
+    assert chat_sample(row, renderer).weight == 1.0
+
+
+@pytest.mark.parametrize("value", [None, "1", True, -0.1, float("nan")])
+def test_a_weight_that_is_no_number_of_at_least_0_is_refused(renderer, value):
+    with pytest.raises(DataError, match=r"the row's weight 'gym_bridge\.reward' is .*; expected a number of at least 0"):
+        chat_sample({"messages": CHAT, "gym_bridge": {"reward": value}}, renderer, weight="gym_bridge.reward")

@@ -256,7 +256,10 @@ def test_a_step_in_which_all_failed_has_numbers_too():
 def columns(old, advantages):
     return TrainedTokens(
         old_logprobs=torch.tensor(old),
+        ref_logprobs=torch.full((len(old),), float("nan")),
         advantages=torch.tensor(advantages),
+        weights=torch.ones(len(old)),
+        margins=torch.zeros(len(old)),
         sequence=torch.zeros(len(old), dtype=torch.int64),
         num_tokens=4,
         num_sequences=1,

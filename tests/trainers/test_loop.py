@@ -10,7 +10,7 @@ from gym_bridge.io.progress import Progress
 from gym_bridge.io.run_directory import RunDirectory
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.seams import TrainStep
-from gym_bridge.schemas.settings import PolicySettings, SFTSettings, TrainerSettings
+from gym_bridge.schemas.settings import PolicySettings, SFTAlgorithm, SFTSettings, TrainerSettings
 from gym_bridge.trainers.loop import source_state, train
 from gym_bridge.trainers.sft import SFTSource, sft_loss
 
@@ -82,7 +82,7 @@ def play(tiny_llama, tmp_path):
             return train(
                 policy,
                 source,
-                sft_loss,
+                sft_loss(SFTAlgorithm()),
                 run=directory,
                 settings=TrainerSettings(output=directory.path, **settings),
                 writer=writer,

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.policy.torch_policy import TorchPolicy
-from gym_bridge.schemas.settings import SFTSettings
+from gym_bridge.schemas.settings import SFTAlgorithm, SFTSettings
 from gym_bridge.trainers.sft import SFTSource, load_samples, sft_loss
 
 
@@ -85,6 +86,18 @@ def test_a_batch_is_cut_into_microbatches(samples):
     assert [len(batch) for batch in step.microbatches] == [2, 2, 1]  # 3 + 2 packed tokens, a third would make 7
 
 
+def test_the_mean_is_over_tokens_or_over_rows_and_weights_multiply(tiny_llama, training_sequence):
+    """Two rows of 1 and 3 trained tokens, of weights 1 and 2."""
+    rows = [training_sequence("pT", [9, 4]), replace(training_sequence("pTTT", [8, 5, 6, 7]), weight=2.0)]
+    policy = settings().policy.model_copy(update={"compute_dtype": "float32"})
+    first, second = (float(-one.sum()) for one in TorchPolicy(tiny_llama, policy).logprobs(rows))
+    for mean_over, expected in (("tokens", (first + 2 * second) / 4), ("rows", (first + 2 * second / 3) / 2)):
+        for microbatches in ([rows], [rows[:1], rows[1:]]):
+            loss_fn = sft_loss(SFTAlgorithm.model_validate({"mean_over": mean_over}))
+            result = TorchPolicy(tiny_llama, policy).step(microbatches, loss_fn)
+            assert result.metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def chat(answer):
     return {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": answer}]}
 
@@ -123,6 +136,15 @@ def test_a_bad_row_is_a_data_error_with_path_and_line(tmp_path, renderer, row, m
     assert (caught.value.path, caught.value.line) == (path, 3)
 
 
+def test_rows_have_the_weights_of_the_named_column(tmp_path, renderer):
+    rows = [{**chat("4"), "gym_bridge": {"reward": reward}} for reward in (0.25, 1.0)]
+    path = write(tmp_path / "rows.jsonl", *rows, chat("5"))
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: the row's weight 'gym_bridge\.reward' is None"):
+        load_samples(path, renderer, max_length=100, weight="gym_bridge.reward")
+    samples, _ = load_samples(write(path, *rows), renderer, max_length=100, weight="gym_bridge.reward")
+    assert [one.weight for one in samples] == [0.25, 1.0]
+
+
 def test_two_rows_are_learnt_by_heart(tmp_path, renderer, tiny_llama):
     rows = [
         {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "The answer is 4."}]},
@@ -134,7 +156,7 @@ def test_two_rows_are_learnt_by_heart(tmp_path, renderer, tiny_llama):
     source = SFTSource(samples, chosen)
     losses = []
     while (step := source.next()) is not None:
-        losses.append(policy.step(step.microbatches, sft_loss).metrics["loss"])
+        losses.append(policy.step(step.microbatches, sft_loss(chosen.algorithm)).metrics["loss"])
         source.stepped(policy.version)
     assert len(losses) == 40
     assert losses[0] > 3

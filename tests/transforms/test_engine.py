@@ -1,214 +1,236 @@
+import os
 from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.transforms.engine import TransformReport, transform_file
+from gym_bridge.errors import ConfigError
+from gym_bridge.schemas.transform_settings import TransformSettings
+from gym_bridge.transforms.engine import columns_of, transform_files
+from gym_bridge.transforms.report import TransformReport
+from tests.transforms.stage import FORMATS, line, rollouts, transformed
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "fixtures" / "nemo_gym"
+EXPECTED = ROOT / "fixtures" / "expected"
 QUICKSTART = ROOT / "gym_bridge" / "recipes" / "quickstart"
 
 
-def line(reward="1.0", text="4", prompt="2+2?", **more):
-    row = {"responses_create_params": {"input": prompt}, "response": {"output": [{"role": "assistant", "content": text}]}, **more}
-    return orjson.dumps(row)[:-1] + b',"reward":' + reward.encode() + b"}\n"
-
-
-def run(inputs, output, to="response", *, min_reward=None, min_margin=0.0, on_bad_row="error", report=None):
-    return transform_file(inputs, output, to=to, min_reward=min_reward, min_margin=min_margin, on_bad_row=on_bad_row, report=report)
-
-
-def rollouts(directory, *lines):
-    path = directory / "rollouts.jsonl"
-    path.write_bytes(b"".join(lines))
-    return path
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", sorted(path.name for path in EXPECTED.iterdir()))
+def test_real_rollouts_make_the_dataset_that_was_checked_by_eye(name: str, workers: int, tmp_path: Path, monkeypatch):
+    stem, to = name.removesuffix(".jsonl").split(".")
+    monkeypatch.chdir(QUICKSTART if to == "dpo" else FIXTURES)
+    transform_files([Path(f"{stem}.jsonl")], TransformSettings(to=to, output=tmp_path / "out.jsonl", workers=workers))
+    assert (tmp_path / "out.jsonl").read_bytes() == (EXPECTED / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("folder", "name", "to"),
+    ("to", "used", "rows_out", "dropped", "min_reward"),
     [
-        (FIXTURES, "example_session_state_mgmt", "sft"),
-        (FIXTURES, "blackjack", "sft"),
-        (FIXTURES, "example_single_tool_call", "response"),
-        (QUICKSTART, "nemo_gym_rollouts", "dpo"),
+        ("response", 9, 9, {"low_reward": 2}, 0.9),
+        ("sft", 9, 9, {"low_reward": 2}, 0.9),
+        ("grpo", 9, 9, {"no_truth": 1, "spare": 1}, None),
+        ("dpo", 2, 1, {"no_partner": 9}, None),
+        ("preference", 2, 1, {"no_partner": 9}, None),
+        ("tasks", 11, 10, {}, None),
     ],
 )
-def test_real_rollouts_make_the_dataset_that_was_checked_by_eye(folder, name, to, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder)
-    run([Path(f"{name}.jsonl")], tmp_path / "out.jsonl", to, min_reward=None if to == "dpo" else 0.9)
-    assert (tmp_path / "out.jsonl").read_bytes() == (ROOT / "fixtures" / "expected" / f"{name}.{to}.jsonl").read_bytes()
+def test_the_shipped_rollouts_feed_every_format(to, used, rows_out, dropped, min_reward, tmp_path):
+    settings = TransformSettings(to=to, output=tmp_path / "o.jsonl")
+    report = transform_files([QUICKSTART / "nemo_gym_rollouts.jsonl"], settings)
+    report = report.model_copy(update={"num_joined_prompts": 0})
+    assert report == TransformReport(rows_in=11, rows_used=used, rows_out=rows_out, dropped=dropped, min_reward=min_reward)
+    assert len((tmp_path / "o.jsonl").read_bytes().splitlines()) == rows_out
 
 
-@pytest.mark.parametrize(
-    ("to", "used", "rows_out", "dropped"),
-    [
-        ("response", 9, 9, {"low_reward": 2}),
-        ("sft", 9, 9, {"low_reward": 2}),
-        ("dpo", 2, 1, {"no_partner": 9}),
-    ],
-)
-def test_the_shipped_rollouts_feed_every_format(to, used, rows_out, dropped, tmp_path):
-    report = run([QUICKSTART / "nemo_gym_rollouts.jsonl"], tmp_path / "o", to, min_reward=None if to == "dpo" else 0.9)
-    assert report == TransformReport(rows_in=11, rows_used=used, rows_out=rows_out, dropped=dropped)
+NO_ROLLOUTS = {"genrm_compare", "jailbreak_detection"}
+NO_SFT = NO_ROLLOUTS | {"gymnasium", "ruler"}
+NO_TEXT = NO_SFT | {"circle_click", "vlm_eval_kit"}
+WITHOUT_A_ROW = {
+    "response": NO_TEXT,
+    "sft": NO_SFT,
+    "grpo": NO_TEXT | {"aviary", "code_fim", "competitive_coding_challenges", "openenv"},
+    "dpo": {path.stem for path in FIXTURES.glob("*.jsonl")} - {"user_guide"},
+    "preference": {path.stem for path in FIXTURES.glob("*.jsonl")} - {"user_guide"},
+    "tasks": NO_ROLLOUTS,
+}
+"""Files that hold nothing for a format: no rollouts, nothing said or called, cut off, images; neither a reference nor a verified
+answer in words; no two rollouts of one task."""
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_fixture_goes_through_every_format_and_is_accounted_for(to, tmp_path):
+    without = set()
+    for path in sorted(FIXTURES.glob("*.jsonl")):
+        report = tmp_path / "report.json"
+        try:
+            rows, told = transformed(path, to, output=tmp_path / "out.jsonl", report=report, on_bad_row="skip")
+        except ConfigError:
+            without.add(path.stem)
+            continue
+        assert told.rows_in == len(path.read_bytes().splitlines())
+        assert told.rows_out == len(rows)
+        assert orjson.loads(report.read_bytes()) == told.model_dump(mode="json")
+        assert told.statistics is not None
+    assert without == WITHOUT_A_ROW[to]
 
 
 def test_a_reward_at_the_minimum_is_kept_and_one_below_is_counted(tmp_path):
-    path = rollouts(tmp_path, line("0.9"), line("0.89"), line("null"), line("-1"))
-    report = run([path], tmp_path / "out.jsonl", min_reward=0.9, report=tmp_path / "report.json")
-    assert report == TransformReport(rows_in=4, rows_used=1, rows_out=1, dropped={"low_reward": 2, "no_reward": 1})
-    assert orjson.loads((tmp_path / "report.json").read_bytes()) == report.model_dump()
+    path = rollouts(tmp_path, line(0.9), line(0.89), line(None), line(-1))
+    rows, report = transformed(path, "response", min_reward="0.9", report=tmp_path / "report.json")
+    assert [row["gym_bridge"]["source"] for row in rows] == [f"{path}:1"]
+    assert (report.rows_in, report.rows_used, report.dropped) == (4, 1, {"low_reward": 2, "no_reward": 1})
+    assert orjson.loads((tmp_path / "report.json").read_bytes()) == report.model_dump(mode="json")
 
 
-def test_failures_masked_and_truncated_siblings_make_no_pair(tmp_path):
-    path = rollouts(
-        tmp_path,
-        line("1", "a"),
-        line("0", "b", _ng_failure_class="judge_failed"),
-        line("0", "c", mask_sample=True),
-        line("0", "d", truncated=True),
-        line("0", ""),
-        line("0.5", "e"),
-    )
-    report = run([path], tmp_path / "out.jsonl", "dpo")
-    assert report.dropped == {"failure": 1, "masked": 1, "no_answer": 1, "truncated": 1}
-    (row,) = map(orjson.loads, (tmp_path / "out.jsonl").read_bytes().splitlines())
-    assert (row["prompt"], row["chosen"], row["rejected"], row["gym_bridge"]["margin"]) == ("2+2?", "a", "e", 0.5)
+def test_the_default_reward_is_told_and_none_keeps_all(tmp_path):
+    path = rollouts(tmp_path, line(1.0), line(0.5))
+    report = transform_files([path], TransformSettings(to="sft", output=tmp_path / "o.jsonl"))
+    assert (report.min_reward, report.dropped) == (0.9, {"low_reward": 1})
+    assert "--min-reward 0.9 is in force" in report.describe()
+    rows, report = transformed(path, "sft", min_reward="none")
+    assert (len(rows), report.min_reward) == (2, None)
 
 
-def test_siblings_stand_in_one_file(tmp_path):
-    (tmp_path / "a").mkdir()
-    first, second = rollouts(tmp_path, line("1", "a"), line("0", "b")), rollouts(tmp_path / "a", line("-9", "c"))
-    report = run([first, second], tmp_path / "out.jsonl", "dpo")
-    assert report == TransformReport(rows_in=3, rows_used=2, rows_out=1, dropped={"no_partner": 1})
+def test_a_report_changes_no_row(tmp_path):
+    odd = line(tools=[{"type": "function", "name": "f"}], task=2**63, gym_bridge={"num_turns": -1, "num_tool_calls": 2**40})
+    path = rollouts(tmp_path, odd, line(0.0, "5", reward_components={"a": 1.0, "b": True}))
+    for to in FORMATS:
+        if to in ("dpo", "preference"):
+            continue
+        plain, told = transformed(path, to)
+        again, in_full = transformed(path, to, report=tmp_path / "report.json")
+        assert again == plain
+        assert in_full.model_copy(update={"statistics": None}) == told
+        assert in_full.statistics is not None
+        assert in_full.statistics.reward_kind.components == {"a": 1}
 
 
-BAD = {
-    "torn": (line()[:-9], "no JSON: "),
-    "true": (line("true"), "reward is True; expected a finite number or null"),
-    "string": (line('"1.0"'), "reward is '1.0'; expected a finite number or null"),
-    "nan": (line("NaN") + b"", "no JSON: "),
-    "infinite": (line("Infinity"), "no JSON: "),
-    "array": (b"[1]\n", "expected a JSON object, found list"),
-    "orphan": (
-        line().replace(b'{"role":"assistant","content":"4"}', b'{"type":"function_call_output","call_id":"call_9","output":""}'),
-        "tool output 'call_9' answers no tool call of this rollout",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_named_by_path_and_line_and_nothing_is_written(name, tmp_path):
-    bad, message = BAD[name]
-    path = rollouts(tmp_path, line(), b"\n", bad)
-    with pytest.raises(DataError) as caught:
-        run([path], tmp_path / "out.jsonl", "sft")
-    assert str(caught.value).startswith(f"{path}:3: {message}")
-    assert str(caught.value).endswith("; drop such rows with --on-bad-row skip")
-    assert (caught.value.path, caught.value.line) == (path, 3)
-    assert [one.name for one in tmp_path.iterdir()] == ["rollouts.jsonl"]
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_skipped_and_counted_when_asked(name, tmp_path):
-    path = rollouts(tmp_path, line(), BAD[name][0].rstrip() + b"\n", line())
-    report = run([path], tmp_path / "out.jsonl", "sft", on_bad_row="skip")
-    assert report == TransformReport(rows_in=3, rows_used=2, rows_out=2, dropped={"bad_row": 1})
-
-
-def test_a_byte_order_mark_is_passed_over(tmp_path):
-    path = rollouts(tmp_path, b"\xef\xbb\xbf", line())
-    assert run([path], tmp_path / "out.jsonl").rows_out == 1
-
-
-def test_a_placeholder_line_is_no_rollout(tmp_path):
-    path = rollouts(tmp_path, b"<PLACEHOLDER ROW>\n", line())
-    assert run([path], tmp_path / "out.jsonl").dropped == {"not_a_rollout": 1}
-
-
-def test_an_empty_or_missing_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"rollouts\.jsonl: the file is empty"):
-        run([rollouts(tmp_path)], tmp_path / "out.jsonl")
-    with pytest.raises(ConfigError, match=r"gone\.jsonl: No such file"):
-        run([tmp_path / "gone.jsonl"], tmp_path / "out.jsonl")
+def test_a_report_that_cannot_be_written_leaves_no_dataset(tmp_path):
+    path = rollouts(tmp_path, line())
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot write"):
+        transformed(path, "sft", report=tmp_path / "file" / "report.json")
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_an_output_in_a_missing_directory_makes_it(tmp_path):
+    rows, _ = transformed(rollouts(tmp_path, line()), "sft", output=tmp_path / "a" / "b" / "out.jsonl")
+    assert len(rows) == 1
+
+
 def test_when_no_row_is_left_the_reasons_are_told_and_nothing_is_written(tmp_path):
-    path = rollouts(tmp_path, line("0.1"), line("0.2"), line("null"))
+    path = rollouts(tmp_path, line(0.1), line(0.2), line(None))
     with pytest.raises(ConfigError, match=r"of 3 rows, 2 low_reward, 1 no_reward; lower --min-reward"):
-        run([path], tmp_path / "out.jsonl", min_reward=0.9, report=tmp_path / "report.json")
+        transformed(path, "response", min_reward="0.9", report=tmp_path / "report.json")
     assert [one.name for one in tmp_path.iterdir()] == ["rollouts.jsonl"]
 
 
 def test_an_output_from_before_survives_a_run_that_fails(tmp_path):
     (tmp_path / "out.jsonl").write_bytes(b"before\n")
     with pytest.raises(ConfigError):
-        run([rollouts(tmp_path, line("0"))], tmp_path / "out.jsonl", min_reward=0.9)
+        transformed(rollouts(tmp_path, line(0.0)), "sft", min_reward="0.9")
     assert (tmp_path / "out.jsonl").read_bytes() == b"before\n"
 
 
 def test_no_file_is_both_read_and_written(tmp_path):
-    path = rollouts(tmp_path, line())
-    (tmp_path / "link.jsonl").symlink_to(path)
-    out = tmp_path / "out.jsonl"
+    path, inputs = rollouts(tmp_path, line()), rollouts(tmp_path, line(), name="rollouts_materialized_inputs.jsonl")
+    link, out = tmp_path / "link.jsonl", tmp_path / "out.jsonl"
+    link.symlink_to(path)
     with pytest.raises(ConfigError, match="the output is the input"):
-        run([path], tmp_path / "link.jsonl")
+        transformed(path, "sft", output=link)
+    with pytest.raises(ConfigError, match="the output is the input"):
+        transformed(path, "sft", output=inputs)
     with pytest.raises(ConfigError, match="the report is an input or the output"):
-        run([path], out, report=out)
+        transformed(path, "sft", report=out, output=out)
     with pytest.raises(ConfigError, match="named twice"):
-        run([path, tmp_path / "link.jsonl"], out)
+        transformed([path, link], "sft")
     with pytest.raises(ConfigError, match="no input file"):
-        run([], out)
-    assert path.read_bytes() == line()
+        transform_files([], TransformSettings(to="sft", output=out))
+    train = rollouts(tmp_path, line(), name="a.train.jsonl")
+    with pytest.raises(ConfigError, match=r"a\.train\.jsonl: the output is the input"):
+        transformed(train, "sft", output=tmp_path / "a.jsonl", split=0.5)
+    assert path.read_bytes() == inputs.read_bytes() == line()
+
+
+def test_no_directory_device_or_pipe_is_replaced(tmp_path):
+    path, pipe = rollouts(tmp_path, line()), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="is a directory; name a file"):
+        transformed(path, "sft", output=tmp_path)
+    with pytest.raises(ConfigError, match="is a device or a pipe; name a file"):
+        transformed(path, "sft", output=pipe)
+    with pytest.raises(ConfigError, match="is a device or a pipe; name a file"):
+        transformed(path, "sft", report=pipe)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize(
     ("to", "settings", "message"),
     [
-        ("dpo", {"min_reward": 0.9}, "min_reward does not apply to dpo"),
-        ("sft", {"min_margin": 0.5}, "min_margin does not apply to sft"),
-        ("dpo", {"min_margin": -1.0}, "expected 0 or more"),
-        ("dpo", {"min_margin": float("nan")}, "expected 0 or more"),
+        ("sft", {"min_margin": 0.5}, "--min-margin does not apply to sft"),
+        ("sft", {"min_margin": 0.0}, "--min-margin does not apply to sft"),
+        ("response", {"pairs": "all"}, "--pairs does not apply to response"),
+        ("grpo", {"max_pairs_per_task": 2}, "--max-pairs-per-task does not apply to grpo"),
+        ("dpo", {"best_of": 2}, "--best-of does not apply to dpo"),
+        ("tasks", {"best_of": 2}, "--best-of does not apply to tasks"),
+        ("tasks", {"min_reward": "0.5"}, "--min-reward does not apply to tasks"),
+        ("tasks", {"dedupe": "exact"}, "--dedupe does not apply to tasks"),
+        ("grpo", {"dedupe": "near"}, "--dedupe does not apply to grpo"),
+        ("sft", {"flatten": "final"}, "--flatten does not apply to sft"),
+        ("preference", {"flatten": "final"}, "--flatten does not apply to preference"),
+        ("response", {"arguments": "string"}, "--arguments does not apply to response"),
+        ("dpo", {"flat_tool_calls": True}, "--flat-tool-calls does not apply to dpo"),
+        ("sft", {"prompt": "text"}, "--prompt does not apply to sft"),
+        ("dpo", {"output_field": "x"}, "--output-field does not apply to dpo"),
+        ("sft", {"seed": 0}, "--seed does not apply without --split or --pairs random"),
+        ("dpo", {"seed": 0, "pairs": "all"}, "--seed does not apply without --split or --pairs random"),
+        ("sft", {"min_reward": "nan"}, "--min-reward 'nan': expected a number or 'none'"),
+        ("sft", {"min_reward": "high"}, "--min-reward 'high': expected a number or 'none'"),
         ("sftt", {}, "unknown format 'sftt'; did you mean 'sft'"),
         ("gym_bridge.transforms.sft:sft_row", {}, r"expected a gym_bridge\.transforms\.format\.Format"),
+        ("gym_bridge.transforms.sft:SFTT", {}, r"cannot load 'gym_bridge\.transforms\.sft:SFTT'"),
+        ("sft", {"where": "rewrd > 1"}, "names no known column 'rewrd'; did you mean 'reward'"),
+        ("sft", {"reward": "accuracy"}, "names no known column 'accuracy'"),
+        ("sft", {"where_group": "pass_rat > 0"}, "names no known column 'pass_rat'; did you mean 'pass_rate'"),
+        ("sft", {"where_group": "reward > 0"}, "names no known column 'reward'"),
+        ("sft", {"where": "__import__('os')"}, "can be called"),
+        ("sft", {"where": "reward >"}, "expression 'reward >'"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(to, settings, message, tmp_path):
+def test_settings_that_do_not_fit_are_refused_by_name(to, settings, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        run([rollouts(tmp_path, line())], tmp_path / "out.jsonl", to, **settings)
+        transformed(rollouts(tmp_path, line()), to, **settings)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_format_of_ones_own_is_found_by_its_dotted_path(tmp_path):
-    path = rollouts(tmp_path, line())
-    assert run([path], tmp_path / "out.jsonl", "gym_bridge.transforms.sft:SFT").rows_out == 1
+@pytest.mark.parametrize(
+    "wrong", [{"min_margin": -1.0}, {"min_margin": float("nan")}, {"split": 1.0}, {"workers": 0}, {"best_of": 0}]
+)
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        TransformSettings(to="dpo", output=Path("o"), **wrong)
 
 
-def test_a_report_that_does_not_close_is_refused():
-    with pytest.raises(ValidationError, match="does not close"):
-        TransformReport(rows_in=3, rows_used=1, rows_out=1, dropped={"tie": 1})
+def test_columns_are_ours_those_of_the_rows_and_of_their_tasks(tmp_path):
+    path = rollouts(tmp_path, b"{torn\n", line(accuracy=0.5, info={"depth": 3}), line(late=True))
+    rollouts(tmp_path, b'{"_ng_task_index":0,"difficulty":7}\n', name="rollouts_materialized_inputs.jsonl")
+    names = [one.name for one in columns_of([path])]
+    assert {"num_turns", "truncated", "accuracy", "info.depth", "late", "difficulty", "pass_rate"} <= set(names)
+    assert names.index("reward") < names.index("accuracy") < names.index("pass_rate")
 
 
-ROLLOUTS = [line("1"), line("0", "5"), line("0.95", "six"), line("1", prompt="3+3?"), line("0", truncated=True)]
-OTHERS = [line("null"), line("1", ""), line("true"), line("1", mask_sample=True), b"{torn\n", b"<PLACEHOLDER ROW>\n", b"{}\n"]
-LINES = st.sampled_from(ROLLOUTS + OTHERS)
-
-
-@given(st.lists(LINES, min_size=1, max_size=12), st.sampled_from(["response", "sft", "dpo"]))
-def test_no_row_is_lost_or_counted_twice(tmp_path_factory, lines, to):
-    directory = tmp_path_factory.mktemp("lines")
-    path, out = rollouts(directory, *lines), directory / "out.jsonl"
-    try:
-        report = run([path], out, to, min_reward=None if to == "dpo" else 0.9, on_bad_row="skip")
-    except ConfigError:
-        assert not out.exists()
-        return
-    rows = [orjson.loads(one) for one in out.read_bytes().splitlines()]
-    assert report.rows_in == len(lines) == report.rows_used + sum(report.dropped.values())
-    assert report.rows_out == len(rows)
-    sources = [source for row in rows for source in (row["gym_bridge"]["source"] if to == "dpo" else [row["gym_bridge"]["source"]])]
-    assert len(sources) == len(set(sources)) == report.rows_used
+def test_two_runs_in_one_process_read_what_the_files_hold_now(tmp_path):
+    inputs = "rollouts_materialized_inputs.jsonl"
+    path = rollouts(tmp_path, line(1.0, "a", task=0), line(0.0, "b", task=0))
+    rollouts(tmp_path, b'{"_ng_task_index":0,"expected_answer":"old"}\n', name=inputs)
+    assert transformed(path, "dpo")[0][0]["chosen"] == "a"
+    assert transformed(path, "grpo")[0][0]["output"] == "old"
+    for one in tmp_path.iterdir():
+        one.unlink()
+    rollouts(tmp_path, line(1.0, "c", task=0), line(0.0, "d", task=0))
+    rollouts(tmp_path, b'{"_ng_task_index":0,"expected_answer":"new"}\n', name=inputs)
+    assert transformed(path, "dpo")[0][0]["chosen"] == "c"
+    assert transformed(path, "grpo")[0][0]["output"] == "new"

@@ -1,0 +1,177 @@
+"""Whether a conversation renders: by the model's renderer, and its order of roles by the model's own chat template.
+
+NeMo RL, TRL and inference servers render with the chat template, which may refuse an order of roles or leave a message out
+where the renderer of the family does not.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from gym_bridge.errors import ConfigError
+from gym_bridge.schemas.chat import Message
+from gym_bridge.schemas.tokens import Segment
+from gym_bridge.tokens.audit.kinds import Conversation
+from gym_bridge.tokens.audit.texts import message_text
+from gym_bridge.tokens.chat_samples import chat_sample
+from gym_bridge.tokens.guarded_tokenizer import GuardedTokenizer
+from gym_bridge.tokens.renderers import Renderer
+
+MAX_SHAPES = 10_000  # orders of roles that are remembered
+TOOL: dict[str, Any] = {"name": "ftool", "description": "d", "parameters": {"type": "object", "properties": {}}}
+CALLED = "fcall"
+TEMPLATE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, jinja2.TemplateError)
+
+Speaker = tuple[str, int, str]
+"""Role of a message, number of its tool calls, and how it reasons: in a `field`, in its `text`, or not at all."""
+Shape = tuple[tuple[Speaker, ...], bool, bool]
+"""Who speaks, whether there are tools, whether an answer is opened."""
+Refusal = tuple[str, str]
+"""Check and message."""
+
+
+class RoleCheck:
+    """Asks the model's own chat template about an order of roles, once each: a conversation of that shape is rendered."""
+
+    def __init__(self, renderer: Renderer):
+        tokenizer = renderer.tokenizer
+        self._tokenizer = tokenizer if isinstance(tokenizer, GuardedTokenizer) and tokenizer.chat_template else None
+        self._known: dict[Shape, Refusal | None] = {}
+
+    def refusal(self, conversation: Conversation) -> Refusal | None:
+        """Why the template does not take these roles in this order, or what it leaves out; None when all is well.
+
+        None too where the renderer is the template: ChatML takes every order.
+        """
+        if self._tokenizer is None:
+            return None
+        shape = (tuple(map(_speaker, conversation.messages)), bool(conversation.tools), conversation.asks)
+        if shape not in self._known:
+            if len(self._known) >= MAX_SHAPES:
+                self._known.clear()
+            self._known[shape] = _refusal(self._tokenizer, *shape)
+        return self._known[shape]
+
+
+def _speaker(message: Message) -> Speaker:
+    reasons = "field" if message.get("reasoning_content") else "text" if "</think>" in message_text(message) else ""
+    return message["role"], len(message.get("tool_calls") or ()), reasons
+
+
+def _refusal(tokenizer: GuardedTokenizer, speakers: Sequence[Speaker], has_tools: bool, asks: bool) -> Refusal | None:
+    messages = _stand_ins(speakers)
+    tools = [{"type": "function", "function": TOOL}] if has_tools else None
+    try:
+        ids = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=asks)
+    except TEMPLATE_ERRORS as error:
+        order = ", ".join(role for role, _, _ in speakers)
+        return "roles", f"the model's chat template refuses the roles {order}: {type(error).__name__}: {error}"
+    if what := _left_out(tokenizer.decode(ids), speakers, has_tools):
+        return "unrendered", f"the model's chat template leaves out {what}"
+    for number, (role, _, _) in enumerate(speakers[:-1]):
+        if role == "assistant" and _is_rewritten(tokenizer, messages[: number + 1], tools, ids):
+            return (
+                "history",
+                f"the model's chat template writes message {number} otherwise once others follow; "
+                "render whole conversations, not turn by turn",
+            )
+    return None
+
+
+def _left_out(text: str, speakers: Sequence[Speaker], has_tools: bool) -> str | None:
+    for number, (role, _, _) in enumerate(speakers):
+        if f"m{number}q" not in text:
+            return f"message {number}, of role {role!r}"
+    if has_tools and TOOL["name"] not in text:
+        return "the tools"
+    return "tool calls" if any(count for _, count, _ in speakers) and CALLED not in text else None
+
+
+def _is_rewritten(tokenizer: GuardedTokenizer, messages: list[dict[str, Any]], tools: Any, whole: list[int]) -> bool:
+    """Whether the conversation so far does not begin the whole one; line ends apart, which templates put between messages."""
+    try:
+        so_far = tokenizer.decode(tokenizer.apply_chat_template(messages, tools=tools))
+    except TEMPLATE_ERRORS:
+        return False
+    return not tokenizer.decode(whole).startswith(so_far.rstrip())
+
+
+def _stand_ins(speakers: Sequence[Speaker]) -> list[dict[str, Any]]:
+    """Messages of these roles, whose text tells their number; tool outputs answer the calls in order."""
+    messages: list[dict[str, Any]] = []
+    open_calls: list[str] = []
+    for number, (role, num_calls, reasons) in enumerate(speakers):
+        message: dict[str, Any] = {
+            "role": role,
+            "content": ("<think>\nr\n</think>\n\n" if reasons == "text" else "") + f"m{number}q",
+        }
+        if reasons == "field":
+            message["reasoning_content"] = "r"
+        if num_calls:
+            calls = [f"c{number:04d}{one:04d}"[:9] for one in range(num_calls)]  # nine letters, as one family wants
+            function = {"name": CALLED, "arguments": {}}
+            message["tool_calls"] = [{"id": call, "type": "function", "function": function} for call in calls]
+            open_calls += calls
+        if role == "tool":
+            message |= {"tool_call_id": open_calls.pop(0) if open_calls else "c00000000", "name": CALLED}
+        messages.append(message)
+    return messages
+
+
+def rendered_segment(conversation: Conversation, renderer: Renderer) -> Segment:
+    """Tokens of a conversation, as its renderer writes it, and which of them were sampled: none where it cannot tell.
+
+    Raises DataError for what it cannot render.
+    """
+    rendered = renderer.render(conversation.messages, tools=conversation.tools, add_generation_prompt=conversation.asks)
+    num_tokens = len(rendered.token_ids)
+    mask = np.zeros(num_tokens, dtype=bool)
+    if len(rendered.sampled_mask) == num_tokens == len(rendered.message_indices):
+        mask |= rendered.sampled_mask
+        mask &= np.array(rendered.message_indices) >= conversation.num_prompt_messages
+    return _segment(rendered.token_ids, mask)
+
+
+class TrainedChats:
+    """What SFT trains on: the sequence of the trainer itself, checked token by token against the roles of its messages."""
+
+    def __init__(self, renderer: Renderer):
+        self._renderer: Any = _Recorder(renderer)
+
+    def segment(self, row: dict[str, Any]) -> tuple[Segment, str | None]:
+        """The sequence of a chat row, and what is wrong with its mask: tokens train that no assistant wrote.
+
+        Raises DataError for a row that does not render or has nothing to train on, ConfigError for a renderer without masks.
+        """
+        sample = chat_sample(row, self._renderer)
+        rendered = self._renderer.last
+        roles = [message["role"] for message in row["messages"]]
+        indices = np.array(rendered.message_indices)
+        is_assistant = np.array([*(role == "assistant" for role in roles), False])  # the last for index -1: of no message
+        if len(indices) != len(sample.token_ids):
+            raise ConfigError("the model's renderer does not tell whose a token is; name another renderer")
+        wrong = np.flatnonzero(sample.train_mask & ~is_assistant[indices])
+        message = None
+        if len(wrong):
+            first = int(indices[wrong[0]])
+            message = f"{len(wrong)} tokens would train that no assistant wrote, the first of message {first}"
+        return _segment(sample.token_ids, sample.train_mask), message
+
+
+class _Recorder:
+    """A renderer that keeps its last rendering."""
+
+    def __init__(self, renderer: Renderer):
+        self._renderer = renderer
+        self.last: Any = None
+
+    def render(self, *args: Any, **options: Any) -> Any:
+        self.last = self._renderer.render(*args, **options)
+        return self.last
+
+
+def _segment(token_ids: Any, mask: np.ndarray) -> Segment:
+    ids = np.array(token_ids, dtype=np.int32)
+    return Segment(token_ids=ids, completion_mask=mask, rollout_logprobs=np.full(len(ids), np.nan, dtype=np.float32))

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+
+from gym_bridge.errors import PolicyError
+from gym_bridge.policy.reference import with_ref_logprobs
+
+
+@pytest.fixture
+def sequences(training_sequence):
+    return [training_sequence("ppTT", [5, 6, 7, 8]), training_sequence("pTpT", [5, 6, 7, 8])]
+
+
+class Counted:
+    """A reference whose log-probs are minus the trained tokens; it counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, sequences):
+        self.calls += 1
+        return [-torch.from_numpy(one.token_ids[one.train_mask]).float() for one in sequences]
+
+
+def test_logprobs_stand_at_the_trained_tokens_and_are_computed_once(sequences, tmp_path):
+    compute = Counted()
+    for _ in range(2):
+        first, second = with_ref_logprobs(sequences, directory=tmp_path / "cache", model="a", compute=compute)
+        np.testing.assert_array_equal(first.ref_logprobs, np.float32([np.nan, np.nan, -7, -8]))
+        np.testing.assert_array_equal(second.ref_logprobs, np.float32([np.nan, -6, np.nan, -8]))
+        assert first.token_ids is sequences[0].token_ids
+    assert compute.calls == 1
+
+
+def test_another_model_other_tokens_and_other_masks_are_computed_anew(sequences, training_sequence, tmp_path):
+    compute = Counted()
+    for model, given in [
+        ("a", sequences),
+        ("b", sequences),
+        ("a", sequences[::-1]),
+        ("a", [sequences[0], training_sequence("pTpT", [5, 6, 7, 9])]),
+        ("a", [sequences[0], training_sequence("ppTT", [5, 6, 7, 8])]),
+    ]:
+        with_ref_logprobs(given, directory=tmp_path, model=model, compute=compute)
+    assert compute.calls == 5
+
+
+@pytest.mark.parametrize("damage", [b"", b"no tensors", None])
+def test_a_torn_file_is_computed_again(sequences, tmp_path, damage):
+    compute = Counted()
+    with_ref_logprobs(sequences, directory=tmp_path, model="a", compute=compute)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-4] if damage is None else damage)
+    again, _ = with_ref_logprobs(sequences, directory=tmp_path, model="a", compute=compute)
+    assert (compute.calls, again.ref_logprobs[-1]) == (2, -8)
+    with_ref_logprobs(sequences, directory=tmp_path, model="a", compute=compute)
+    assert compute.calls == 2
+
+
+def test_a_disk_that_refuses_is_a_policy_error(sequences, tmp_path):
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(PolicyError, match=r"cannot write .*: (Not a directory|File exists)"):
+        with_ref_logprobs(sequences, directory=tmp_path / "file", model="a", compute=Counted())

@@ -1,0 +1,112 @@
+"""Processes that work for a transform: none is waited for in vain, none outlives its parent, and Ctrl-C is the parent's."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gym_bridge.errors import DataError
+from gym_bridge.io.rollout_reader import RolloutView
+from gym_bridge.schemas.rollouts import Row
+from gym_bridge.transforms.format import Format, RowOptions
+from gym_bridge.transforms.parallel import WorkerDiedError, ordered_map
+from tests.transforms.stage import line, rollouts, transformed
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
+FATAL = "kill me"
+
+
+def killed_by(rollout: RolloutView, options: RowOptions) -> Row:
+    """A row of one's own; one answer ends the process, as a lack of memory would."""
+    text = rollout.items[-1]["content"][0]["text"]
+    if text == FATAL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"text": text}
+
+
+FRAGILE = Format(row=killed_by)
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_leaves_nothing(tmp_path):
+    path = rollouts(tmp_path, line(), line(text=FATAL))
+    with pytest.raises(WorkerDiedError, match="a worker process died: killed for want of memory"):
+        transformed(path, f"{__name__}:FRAGILE", workers=2)
+    assert [one.name for one in tmp_path.iterdir()] == ["rollouts.jsonl"]
+
+
+def _failing() -> Callable[[int], int]:
+    raise DataError("nothing can be made here")
+
+
+def test_what_goes_wrong_in_making_the_function_is_told():
+    for workers in (1, 2):
+        with pytest.raises(DataError, match="nothing can be made here"):
+            list(ordered_map(_failing, [1, 2], workers=workers))
+
+
+def _double() -> Callable[[int], int]:
+    return (2).__mul__
+
+
+def test_results_come_in_the_order_of_the_items():
+    assert list(ordered_map(_double, range(50), workers=2)) == list(range(0, 100, 2))
+    assert list(ordered_map(_double, [], workers=2)) == []
+
+
+SLEEPERS = """
+import os, time
+from gym_bridge.transforms.parallel import ordered_map
+
+def sleeper():
+    def sleep(item):
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    return sleep
+
+if __name__ == "__main__":
+    list(ordered_map(sleeper, range(4), workers=2))
+"""
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS)
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    assert len(set(workers)) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + PATIENCE_S
+    while any(map(_runs, workers)):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.02)
+    parent.stdout.close()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_parent_alone(tmp_path):
+    script = tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS.replace("600", "1"))
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    assert parent.stdout is not None
+    for _ in range(2):
+        parent.stdout.readline()
+    os.killpg(parent.pid, signal.SIGINT)
+    _, told = parent.communicate(timeout=PATIENCE_S)
+    assert parent.returncode == -signal.SIGINT
+    assert told.count("KeyboardInterrupt") == 1
