@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -19,6 +20,9 @@ Result = TypeVar("Result")
 
 WAITING_PER_WORKER = 3
 """Items that are begun or wait for a worker, so that none is idle and memory stays bounded."""
+
+CTRL_C_HEARD_WITHIN_S = 0.2
+"""Seconds between two looks for a result."""
 
 
 class WorkerDiedError(GymBridgeError, RuntimeError):
@@ -48,9 +52,9 @@ def ordered_map(
                 with _ctrl_c_held_back():  # workers start with the first item
                     waiting.append(pool.submit(_work, item))
                 if len(waiting) >= workers * WAITING_PER_WORKER:
-                    yield waiting.popleft().result()
+                    yield _result(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft())
         except BrokenProcessPool as error:
             raise WorkerDiedError(
                 "a worker process died: killed for want of memory (try fewer --workers), or started by a script that does not "
@@ -59,6 +63,13 @@ def ordered_map(
         except BaseException:
             held.close()  # nobody wants the results any more: do not wait for those that are under way
             raise
+
+
+def _result(future: Future[Result]) -> Result:
+    """What a worker gives. polars makes the kernel resume what Ctrl-C interrupts, so that an endless wait would not hear of it."""
+    while not future.done():
+        wait_for([future], timeout=CTRL_C_HEARD_WITHIN_S)
+    return future.result()
 
 
 _make: Callable[[], Callable[[Any], Any]] | None = None

@@ -13,6 +13,8 @@ from gym_bridge.resource_servers.base import Response, Verdict
 
 from .conftest import PATIENCE_S, Child
 
+pytestmark = pytest.mark.slow
+
 MANY = 100_000
 PARITY = f"{__name__}:Parity"
 """The model is random: no sum of it would be right, and without a spread in its rewards nothing trains."""

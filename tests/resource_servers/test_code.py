@@ -123,6 +123,7 @@ def test_c_runs_where_gcc_is():
     assert rewards(({**ECHO, "language": "c"}, block(source, "c")))[0][0] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generate", "fill_in", "repair"])
 def test_made_tasks_are_solved_by_the_right_program_and_not_by_what_they_show(kind: str):
     rows = list(CodeServer.tasks(num_tasks=5, seed=5, split="train", kind=kind))

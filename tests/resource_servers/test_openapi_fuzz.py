@@ -39,7 +39,10 @@ TIMEOUT_S = 20
 NEEDS = {"combine": "math_verify", "math": "math_verify", "reasoning": "reasoning_gym", "reward_model": "torch"}
 """The module of the extra that a server needs."""
 CONFORMS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-few_or_many = pytest.mark.parametrize("num_examples", [3, pytest.param(100, marks=pytest.mark.slow)])
+pytestmark = pytest.mark.slow
+
+NUM_EXAMPLES = 30
+"""Requests to each operation of a server."""
 
 
 async def judged(request: web.Request) -> web.Response:
@@ -111,11 +114,11 @@ def blended(case: Case, kept: set[str], whole: Row) -> Case:
     return case
 
 
-def ask_each(cases: st.SearchStrategy[Case], http: requests.Session, checks: Sequence[Any], num_examples: int) -> None:
+def ask_each(cases: st.SearchStrategy[Case], http: requests.Session, checks: Sequence[Any]) -> None:
     """Send cases and check the replies."""
 
     @settings(
-        max_examples=num_examples,
+        max_examples=NUM_EXAMPLES,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -138,23 +141,21 @@ def operations(url: str, bodies: dict[str, Row]) -> Iterator[tuple[APIOperation,
             yield found.ok(), http
 
 
-@few_or_many
-def test_requests_that_fit_the_document_get_replies_that_it_tells(server_name: str, url: str, num_examples: int):
+def test_requests_that_fit_the_document_get_replies_that_it_tells(server_name: str, url: str):
     bodies = whole_bodies(server_name)
     for operation, http in operations(url, bodies):
         cases, whole = operation.as_strategy(), bodies.get(operation.path)
         if whole is not None:
             cases = st.builds(blended, cases, st.sets(st.sampled_from(sorted(whole))), st.just(whole))
         complete = whole is None and operation.path != "/close"
-        ask_each(cases, http, [positive_data_acceptance] if complete else [], num_examples)
+        ask_each(cases, http, [positive_data_acceptance] if complete else [])
 
 
-@few_or_many
-def test_requests_that_do_not_fit_the_document_get_replies_that_it_tells(server_name: str, url: str, num_examples: int):
+def test_requests_that_do_not_fit_the_document_get_replies_that_it_tells(server_name: str, url: str):
     """Not all are refused: pydantic reads "5" and 5.0 as a whole number, as NeMo Gym's servers do."""
     for operation, http in operations(url, whole_bodies(server_name)):
         if operation.body:
-            ask_each(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE), http, [], num_examples)
+            ask_each(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE), http, [])
 
 
 def test_a_method_that_the_document_does_not_tell_is_refused_with_those_that_it_does(url: str):
