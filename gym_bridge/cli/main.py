@@ -21,7 +21,7 @@ VERBS = {
     "audit": "Check rollouts or a dataset against a model's tokens and template.",
     "prep": "Resolve placeholders in task files, check the rows and write them in shards.",
     "nemo-rl": "Write NeMo RL's config for a dataset, and start its training.",
-    "train": "Train a policy: sft or grpo.",
+    "train": "Train a policy (sft, dpo, grpo) or a reward model (rm).",
     "eval": "Play held-out tasks and report rewards with honest intervals.",
     "serve": "Start a resource server.",
     "tasks": "Write tasks of a resource server.",
