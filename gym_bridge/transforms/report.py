@@ -56,7 +56,7 @@ class TransformReport(StrictModel):
     min_reward: float | None = None
     """Rollouts below were dropped."""
     spooled: list[str] = Field(default_factory=list)
-    """Inputs that were copied to a temporary file first, because they had to be read twice."""
+    """Inputs that were copied to a temporary file first: stdin, pipes, and what two passes cannot find their way in."""
     statistics: Statistics | None = None
     """What the rollouts are like; null when no report was asked for."""
 
@@ -76,7 +76,7 @@ class TransformReport(StrictModel):
         if self.min_reward is not None:
             lines.append(f"--min-reward {self.min_reward:g} is in force; --min-reward none lifts it")
         if self.spooled:
-            lines.append(f"copied to a temporary file first, because it had to be read twice: {', '.join(self.spooled)}")
+            lines.append(f"copied to a temporary file first: {', '.join(self.spooled)}")
         return "\n".join(lines)
 
     @model_validator(mode="after")

@@ -86,7 +86,7 @@ def _findings(report: TransformReport) -> Iterator[str]:
     if report.num_joined_prompts:
         yield f"{number_text(report.num_joined_prompts)} prompts of several messages were joined by blank lines into one text."
     if report.spooled:
-        yield f"Copied to a temporary file first, because it had to be read twice: {', '.join(report.spooled)}."
+        yield f"Copied to a temporary file first: {', '.join(report.spooled)}."
     statistics = report.statistics
     if statistics is None:
         return

@@ -89,7 +89,7 @@ def test_the_page_says_what_is_worth_knowing(tmp_path):
     report = report_on(example(), spooled=["-"])
     assert [one.text for one in page_of(report, tmp_path).iter("li")] == [
         "--min-reward 0.9 is in force; --min-reward none lifts it.",
-        "Copied to a temporary file first, because it had to be read twice: -.",
+        "Copied to a temporary file first: -.",
         "The reward looks binary: 0 or 1.",
         "1 of 2 tasks have no signal: all their rollouts have one reward, 1 of them tried only once.",
         "1 of 2 rollouts repeat an earlier one; of those in the output, 1 do.",
@@ -176,7 +176,7 @@ def test_a_terminal_is_told_the_rows_the_drops_and_the_minimum():
         f"  dropped 1,000 low_reward  {REASONS['low_reward']}",
         f"  dropped   200 failure     {REASONS['failure']}",
         "--min-reward 0.9 is in force; --min-reward none lifts it",
-        "copied to a temporary file first, because it had to be read twice: -",
+        "copied to a temporary file first: -",
     ]
     assert TransformReport(rows_in=2, rows_used=2, rows_out=1, dropped={}).describe() == "1 row from 2 of 2 rollouts"
 

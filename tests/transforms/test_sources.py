@@ -199,7 +199,7 @@ def test_stdin_is_spooled_and_the_report_says_so(
         monkeypatch.setattr(sys, "stdin", stdin)
         rows, report = transformed(Path("-"), to, output=tmp_path / "out.jsonl", report=tmp_path / "report.json")
     assert report.spooled == ["-"]
-    assert "copied to a temporary file first, because it had to be read twice: -" in report.describe()
+    assert "copied to a temporary file first: -" in report.describe()
     assert orjson.loads((tmp_path / "report.json").read_bytes())["spooled"] == ["-"]
     assert rows[0]["gym_bridge"]["source"] == ("-:1" if to == "sft" else ["-:1", "-:2"])
     assert list(spools.iterdir()) == []
