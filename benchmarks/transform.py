@@ -1,6 +1,6 @@
 """How fast `gym-bridge transform` is, beside a bare loop of orjson.loads and orjson.dumps on one core.
 
-    python -m benchmarks.transform [formats] [workers] [memory] [--shape small|tools|tokens]
+    python -m benchmarks.transform [formats] [filters] [workers] [memory] [--shape small|tools|tokens]
 
 Without parts: all of them. Rows are shaped like those of NeMo Gym's example_single_tool_call (small, 3 KB), of its
 workplace_assistant (tools, 35 KB), and like small rows with inline token ids (tokens, 350 KB). Each measurement is a process of its
@@ -48,12 +48,16 @@ from gym_bridge.transforms import engine
 
 if __name__ == "__main__":
     everything = {"min_reward": "none"} if sys.argv[3] in ("response", "sft") else {}
-    settings = TransformSettings(to=sys.argv[3], output=sys.argv[2], workers=int(sys.argv[4]), **everything)
+    given = {"to": sys.argv[3], "output": sys.argv[2], "workers": sys.argv[4]}
+    given |= everything | dict(one.split("=", 1) for one in sys.argv[5:])
+    settings = TransformSettings.model_validate(given, strict=False)
     start, cpu = time.perf_counter(), time.process_time()
     transform([Path(sys.argv[1])], settings)
     seconds = time.perf_counter() - start, time.process_time() - cpu
     print(*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
+FILTERS = ("where=reward > 0.5 and not truncated", "where_group=0 < pass_rate < 1", "where=num_turns <= 8")
+OF_MEMORY = (*((to, ()) for to in FORMATS), ("sft", ("dedupe=near",)), ("sft", ("report",)), ("dpo", ("report",)))
 
 
 def write_rows(path: Path, shape: str, *, mib: float) -> int:
@@ -99,41 +103,61 @@ def formats(options: argparse.Namespace, directory: Path) -> None:
         path = directory / f"{shape}.jsonl"
         count = write_rows(path, shape, mib=options.mib)
         for to in FORMATS:
-            bare, ours = [], []
-            for _ in range(options.turns):
-                bare.append(_run(BARE, path, directory / "bare.jsonl"))
-                ours.append(_run(OURS, path, directory / "ours.jsonl", to, 1))
-            rates = [f"{count / median(seconds for seconds, *_ in one):.0f}" for one in (bare, ours)]
-            by_wall, by_cpu = ([theirs[n] / mine[n] for theirs, mine in zip(bare, ours, strict=True)] for n in (0, 1))
-            size = f"{path.stat().st_size / count / 1000:.1f}"
-            _row(shape, size, to, *rates, _spread(by_wall), _spread(by_cpu), AIMS.get(to, 0.45))
+            _row(
+                shape, f"{path.stat().st_size / count / 1000:.1f}", to, *_beside_bare(options, path, count, to), AIMS.get(to, 0.45)
+            )
         path.unlink()
 
 
-def workers(options: argparse.Namespace, directory: Path) -> None:
-    """Two processes beside one."""
-    _table("rows", "format", "two / one", "aim")
+def filters(options: argparse.Namespace, directory: Path) -> None:
+    """Tasks chosen by expressions, whose rows are copied, beside the bare loop."""
+    _table("rows", "filter", "bare rows/s", "ours rows/s", "ours / bare", "by CPU time", "aim")
     for shape in options.shape:
         path = directory / f"{shape}.jsonl"
-        write_rows(path, shape, mib=options.mib * 4)
+        count = write_rows(path, shape, mib=options.mib)
+        for chosen in FILTERS:
+            _row(shape, chosen, *_beside_bare(options, path, count, "tasks", chosen), 1.2)
+        path.unlink()
+
+
+def _beside_bare(options: argparse.Namespace, path: Path, count: int, to: str, *settings: str) -> list[str]:
+    """Rates of the bare loop and of ours, and ours by the bare one, by the clock and by CPU time."""
+    bare, ours = [], []
+    for _ in range(options.turns):
+        bare.append(_run(BARE, path, path.with_name("bare.out")))
+        ours.append(_run(OURS, path, path.with_name("ours.out"), to, 1, *settings))
+    rates = [f"{count / median(seconds for seconds, *_ in one):.0f}" for one in (bare, ours)]
+    by_wall, by_cpu = ([theirs[n] / mine[n] for theirs, mine in zip(bare, ours, strict=True)] for n in (0, 1))
+    return [*rates, _spread(by_wall), _spread(by_cpu)]
+
+
+def workers(options: argparse.Namespace, directory: Path) -> None:
+    """Two processes beside one, on a large file."""
+    _table("rows", "GiB", "format", "seconds of one", "two / one", "aim")
+    for shape in options.shape:
+        path = directory / f"{shape}.jsonl"
+        write_rows(path, shape, mib=options.workers_gib * 1024)
         for to in ("sft", "dpo"):
-            ratio = []
+            one, two = [], []
             for _ in range(options.turns):
-                one, two = (_run(OURS, path, directory / "ours.jsonl", to, number)[0] for number in (1, 2))
-                ratio.append(one / two)
-            _row(shape, to, _spread(ratio), 1.7)
+                one.append(_run(OURS, path, directory / "ours.out", to, 1)[0])
+                two.append(_run(OURS, path, directory / "ours.out", to, 2)[0])
+            ratio = [alone / together for alone, together in zip(one, two, strict=True)]
+            _row(shape, f"{path.stat().st_size / 2**30:.1f}", to, f"{median(one):.1f}", _spread(ratio), 1.7)
         path.unlink()
 
 
 def memory(options: argparse.Namespace, directory: Path) -> None:
     """Peak memory over a large file."""
-    _table("rows", "GiB", "number of rows", "format", "peak MiB", "aim")
+    _table("rows", "GiB", "number of rows", "format", "seconds", "peak MiB", "aim")
     for shape in options.shape:
         path = directory / f"{shape}.jsonl"
         count = write_rows(path, shape, mib=options.memory_gib * 1024)
-        for to in ("sft", "dpo", "tasks"):
-            *_, peak = _run(OURS, path, directory / "ours.jsonl", to, 1)
-            _row(shape, f"{path.stat().st_size / 2**30:.1f}", count, to, f"{peak:.0f}", "under 500")
+        for to, settings in OF_MEMORY:
+            given = [f"report={directory / 'report.json'}" if one == "report" else one for one in settings]
+            seconds, _, peak = _run(OURS, path, directory / "ours.out", to, 1, *given)
+            told = " ".join((to, *(f"--{one.replace('=', ' ')}" for one in settings)))
+            _row(shape, f"{path.stat().st_size / 2**30:.1f}", count, told, f"{seconds:.0f}", f"{peak:.0f}", "under 500")
         path.unlink()
 
 
@@ -163,7 +187,7 @@ def _spread(values: list[float]) -> str:
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-PARTS = {"formats": formats, "workers": workers, "memory": memory}
+PARTS = {"formats": formats, "filters": filters, "workers": workers, "memory": memory}
 
 
 def main(given: list[str] | None = None) -> None:
@@ -171,8 +195,9 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--mib", type=float, default=64, help="size of the file of the part formats; of workers, four times that")
+    parser.add_argument("--mib", type=float, default=64, help="size of the files of formats and filters")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--workers-gib", type=float, default=1)
     parser.add_argument("--memory-gib", type=float, default=3)
     options = parser.parse_args(given)
     if unknown := set(options.parts) - set(PARTS):

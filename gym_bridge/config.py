@@ -6,7 +6,8 @@ A key that no model knows is refused with the nearest known one.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,18 @@ class StrictModel(BaseModel):
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MAX_EXPLAINED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKeys:
+    """The settings of another program, for users who come from there."""
+
+    explain: Callable[[str], str | None]
+    """What to say about a dotted key; None when it is none of that program's."""
+    advice: str
+    """What to do when many are given."""
+
 
 def load_config(
     model: type[Model],
@@ -30,10 +43,12 @@ def load_config(
     files: Sequence[str | Path] = (),
     values: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    foreign: ForeignKeys | None = None,
 ) -> Model:
     """`model` filled from YAML `files`, later ones first in rank, then `values`, then `overrides` such as `policy.lr=1e-5`.
 
-    Raises ConfigError for an unreadable file, an override without `=`, an unknown key or a value of the wrong type.
+    Keys of a program that `foreign` knows are told by what they are called here. Raises ConfigError for an unreadable file, an
+    override without `=`, an unknown key or a value of the wrong type.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -43,6 +58,7 @@ def load_config(
         key, found, _ = override.partition("=")
         if not found or not key:
             raise ConfigError(f"override {override!r} has no '='; write key.subkey=value")
+    merged = None
     try:
         given = OmegaConf.create(dict(values or {}))
         merged = OmegaConf.merge(*map(_load_yaml, files), given, OmegaConf.from_dotlist(list(overrides)))
@@ -50,8 +66,10 @@ def load_config(
             raise ConfigError(f"{missing[0]!r} is required; set {missing[0]}=...")
         filled = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot read the settings: {' '.join(str(error).split())}") from error
-    return validate(model, filled)
+        told = _explained(_leaves(OmegaConf.to_container(merged, resolve=False)), foreign) if merged is not None else {}
+        reason = _joined(told, foreign) if foreign and told else f"cannot read the settings: {' '.join(str(error).split())}"
+        raise ConfigError(reason) from error
+    return validate(model, filled, foreign=foreign)
 
 
 def _load_yaml(file: str | Path) -> Any:
@@ -68,12 +86,56 @@ def _load_yaml(file: str | Path) -> Any:
     return loaded
 
 
-def validate(model: type[Model], values: Any) -> Model:
+def validate(model: type[Model], values: Any, *, foreign: ForeignKeys | None = None) -> Model:
     """`model` made of plain `values`; a ConfigError names each wrong key by its dotted path."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(model, one) for one in error.errors())) from None
+        told: dict[str, str] = {}
+        others: list[str] = []
+        for one in error.errors():
+            found = _explained(_leaves_at(values, one["loc"]), foreign) if one["loc"] and one["type"] != "missing" else {}
+            told |= found
+            others += [] if found else [_describe(model, one)]
+        sentences = [_joined(told, foreign)] if foreign and told else []
+        raise ConfigError("; ".join([*sentences, *others])) from None
+
+
+def _explained(keys: Iterator[str], foreign: ForeignKeys | None) -> dict[str, str]:
+    """Sentences about those of the keys that are another program's."""
+    if foreign is None:
+        return {}
+    return {key: sentence for key in keys if (sentence := foreign.explain(key)) is not None}
+
+
+def _joined(told: Mapping[str, str], foreign: ForeignKeys) -> str:
+    if len(told) <= MAX_EXPLAINED:
+        return "; ".join(told.values())
+    return "; ".join([*list(told.values())[:MAX_EXPLAINED], f"and {len(told) - MAX_EXPLAINED} more such keys: {foreign.advice}"])
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all that stands in nested mappings."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _leaves_at(values: Any, path: Sequence[Any]) -> Iterator[str]:
+    """Dotted keys at and below `path`, as far as `values` has it: pydantic adds the names of a union's members to it."""
+    prefix: list[str] = []
+    here = values
+    for part in path:
+        if not isinstance(here, Mapping) or part not in here:
+            break
+        prefix.append(str(part))
+        here = here[part]
+    if isinstance(here, Mapping) and here:
+        yield from _leaves(here, "".join(f"{part}." for part in prefix))
+    else:
+        yield ".".join(prefix)
 
 
 def _describe(model: type[BaseModel], error: Any) -> str:

@@ -4,7 +4,8 @@
     ├── ConfigError    a setting, flag, name or file that the user gave is wrong
     ├── DataError      a line of a file is wrong: path, line; MediaError: it holds an image or sound, where only text fits
     ├── ServerError    a server did not do its part: url, status, attempts
-    └── PolicyError    the model or its training went wrong; ContextOverflowError: a prompt that leaves it no room
+    └── PolicyError    the model or its training went wrong; ContextOverflowError: a prompt that leaves it no room;
+                       NonFiniteLossError: a loss or gradient that is no finite number
 
 A message says where, what was found, what was expected and what to do. All of them survive pickling, so that they can
 cross processes.
@@ -60,6 +61,14 @@ class ContextOverflowError(PolicyError):
     """The prompt leaves no room for an answer in the model's context."""
 
 
+class NonFiniteLossError(PolicyError):
+    """A loss or a gradient is no finite number; `sequences` are the training sequences that gave it."""
+
+    def __init__(self, message: str, *, sequences: Iterable[object] = ()):
+        self.sequences = tuple(sequences)
+        super().__init__(message)
+
+
 def _rebuild(kind: type[GymBridgeError], args: tuple, state: dict) -> GymBridgeError:
     error = kind.__new__(kind)
     error.args = args
@@ -67,13 +76,14 @@ def _rebuild(kind: type[GymBridgeError], args: tuple, state: dict) -> GymBridgeE
     return error
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, else `; known: ...`."""
+def nearest(name: str, known: Iterable[str], *, at_most: int | None = None) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`, else `; known: ...`; empty when those are more than `at_most`."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(one) for one in close) + "?"
-    return "; known: " + ", ".join(names) if names else ""
+    lists = names and (at_most is None or len(names) <= at_most)
+    return "; known: " + ", ".join(names) if lists else ""
 
 
 def missing_extra(feature: str, extra: str) -> ConfigError:

@@ -60,7 +60,7 @@ def test_an_interpolation_takes_another_settings_value():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("policy.lrr=1", "unknown key 'policy.lrr'; did you mean 'lr'?"),
+        ("policy.lrr=1", "unknown key 'policy.lrr'; did you mean 'lr' or 'lora'?"),
         ("polcy.lr=1", "unknown key 'polcy'; did you mean 'policy'?"),
         ("zzz=1", "unknown key 'zzz'; known: algorithm, data, policy, trainer"),
         (".policy=1", "unknown key ''; known: algorithm, data, policy, trainer"),

@@ -69,14 +69,11 @@ def prep(inputs: Sequence[str], settings: PrepSettings) -> PrepManifest:
         shown = "; ".join(plan.bad_rows[:SHOWN_PROBLEMS])
         more = len(plan.bad_rows) - SHOWN_PROBLEMS
         raise DataError(shown + (f"; and {more} more" if more > 0 else "") + "; leave such rows out with --on-bad-row skip")
-    if not plan.counts or plan.kind is None:
-        raise ConfigError(f"no row is left: all {len(plan.places)} rows are bad, the first: {plan.bad_rows[0]}")
-    if settings.split and (empty := next((split for split in (TRAIN, VALIDATION) if not plan.counts[split]), None)):
-        raise ConfigError(f"--split {settings.split} leaves no row for {empty}: the prompts are few; name a file for each split")
+    kind = _kind_of(plan, files, settings)
     manifest = PrepManifest(
         key=key,
         complete=False,
-        kind=plan.kind,
+        kind=kind,
         rows_in=len(plan.places),
         placeholders=plan.num_placeholders,
         beyond_max_rows=plan.beyond,
@@ -84,9 +81,22 @@ def prep(inputs: Sequence[str], settings: PrepSettings) -> PrepManifest:
         inputs=read,
         sources={name: describe(source) for name, source in used.items()},
         compression=settings.compression,
-        splits={split: SplitShards(rows=plan.counts[split]) for split in plan.splits if plan.counts[split]},
+        splits={split: SplitShards(rows=plan.counts[split]) for split in plan.splits},
     )
     return _write(manifest, files, plan, completer, settings, done)
+
+
+def _kind_of(plan: _Plan, files: Sequence[tuple[str, Path]], settings: PrepSettings) -> RowKind:
+    """The kind of the rows that are left. Raises ConfigError for a split without one."""
+    if plan.bad_rows and not plan.counts:
+        raise ConfigError(f"no row is left: all {len(plan.places)} rows are bad, the first: {plan.bad_rows[0]}")
+    empty = next((split for split in plan.splits if not plan.counts[split]), None)
+    if plan.kind is not None and empty is None:
+        return plan.kind
+    if settings.split and plan.counts:
+        raise ConfigError(f"--split {settings.split} leaves no row for {empty}: the prompts are few; name a file for each split")
+    read = ", ".join(str(path) for named, path in files if named == empty)
+    raise ConfigError(f"{read}: no good row there for {empty}; expected one JSON object a line")
 
 
 def _write(

@@ -38,7 +38,7 @@ def output_options(command: Command) -> Command:
     """`--quiet`, `--json` and `--debug`, as every verb has them."""
     command = click.option("--debug", is_flag=True, expose_value=False, help="Say what happens, and give tracebacks.")(command)
     command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
-    return click.option("--quiet", is_flag=True, help="No progress.")(command)
+    return click.option("--quiet", is_flag=True, help="No progress and no notes.")(command)
 
 
 def _option(name: str, field: FieldInfo, *, required: bool) -> Callable[[Command], Command]:

@@ -24,8 +24,15 @@ def command(inputs: tuple[str, ...], quiet: bool, as_json: bool, **options: Any)
         return
     for problem in () if quiet else manifest.bad_rows:
         click.echo(f"left out: {problem}", err=True)
-    splits = ", ".join(f"{split} {one.rows} rows in {len(one.shards)} shards" for split, one in manifest.splits.items())
+    splits = ", ".join(
+        f"{split} {_count(one.rows, 'row')} in {_count(len(one.shards), 'shard')}" for split, one in manifest.splits.items()
+    )
+    resolved = _count(manifest.placeholders, "placeholder")
     click.echo(
-        f"{settings.output}: {splits}; {manifest.rows_in} rows read, {manifest.placeholders} placeholders resolved, "
+        f"{settings.output}: {splits}; {_count(manifest.rows_in, 'row')} read, {resolved} resolved, "
         f"{len(manifest.bad_rows)} bad, {manifest.beyond_max_rows} beyond --max-rows"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

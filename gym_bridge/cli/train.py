@@ -11,9 +11,17 @@ from gym_bridge.cli.options import output_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import load_config
 from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.schemas.nemo_rl_key import Verb
+from gym_bridge.schemas.nemo_rl_keys import nemo_rl_keys
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
 
 CONFIG_HELP = "A YAML file, or the name of a shipped one such as sft/tiny. Later --config files win."
+
+ENDINGS = {
+    "signal": "stopped by SIGTERM",
+    "time": "stopped by trainer.max_time_s",
+    "patience": "stopped early by trainer.patience",
+}
 
 
 @click.group("train")
@@ -22,7 +30,7 @@ def command() -> None:
 
 
 def _verb(
-    name: str, settings_model: type[SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings], help_text: str, example: str
+    name: Verb, settings_model: type[SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings], help_text: str, example: str
 ) -> None:
     @command.command(name, help=help_text, epilog=f"Example: {example}")
     @click.argument("overrides", nargs=-1)
@@ -30,15 +38,22 @@ def _verb(
     @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
     @output_options
     def verb(overrides: tuple[str, ...], configs: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool) -> None:
-        settings = load_config(settings_model, files=[find_config(one) for one in configs], overrides=overrides)
+        files = [find_config(one) for one in configs]
+        settings = load_config(settings_model, files=files, overrides=overrides, foreign=nemo_rl_keys(name))
         if dry_run:
             _print_settings(settings.model_dump(mode="json"))
             return
         result = api.train(settings, quiet=quiet)
         if as_json:
-            print_json({"steps": result.steps, "checkpoint": str(result.checkpoint), "metrics": result.metrics})
+            told = {
+                "steps": result.steps,
+                "stopped": result.stopped,
+                "checkpoint": str(result.checkpoint),
+                "metrics": result.metrics,
+            }
+            print_json(told)
             return
-        ending = "stopped by SIGTERM" if result.interrupted else "done"
+        ending = ENDINGS.get(result.stopped, "done")
         click.echo(f"{settings.trainer.output}: {ending} after {result.steps} steps; checkpoint {result.checkpoint}")
 
 

@@ -9,13 +9,8 @@ from gym_bridge import api
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json, print_table
 from gym_bridge.config import validate
-from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.transform_settings import TransformSettings
 from gym_bridge.transforms.plan import outputs_of
-
-NEEDED = ("to", "output")
-"""What a dataset needs, and --columns does not."""
-
 
 NEEDED = ("to", "output")
 """Options that only `--columns` can do without."""
@@ -42,13 +37,12 @@ def command(rollouts: tuple[Path, ...], columns: bool, quiet: bool, as_json: boo
     if as_json:
         print_json(report.model_dump())
     else:
-        click.echo(f"{' and '.join(map(str, outputs_of(settings)))}: {report.describe()}")
+        rows, _, notes = report.describe().partition("\n")
+        click.echo(f"{' and '.join(map(str, outputs_of(settings)))}: {rows}")
+        if notes and not quiet:
+            click.echo(notes)
 
 
 def settings_of(options: dict[str, Any]) -> TransformSettings:
     """What the options ask for. Raises ConfigError for one that is missing or of the wrong type."""
-    chosen = given(options)
-    for name in NEEDED:
-        if name not in chosen:
-            raise ConfigError(f"--{name} is required; write --to FORMAT --output FILE, or --columns to list the columns")
-    return validate(TransformSettings, chosen)
+    return validate(TransformSettings, given(options))

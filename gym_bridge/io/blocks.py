@@ -216,19 +216,20 @@ def _spooled_stdin(stack: ExitStack) -> Path:
 def _spooled(file: BinaryIO, stack: ExitStack) -> Path:
     """A temporary copy of `file`, removed when `stack` ends. Raises ConfigError when there is no room for it, and what reading
     `file` raises."""
-    with _told_as_spooling():
+    with told_as_spooling():
         spool = tempfile.NamedTemporaryFile(prefix="gym-bridge-", suffix=".jsonl")  # noqa: SIM115 - closed by the stack
     stack.callback(_removed, spool)
     while piece := file.read(BLOCK_BYTES):
-        with _told_as_spooling():
+        with told_as_spooling():
             spool.write(piece)
-    with _told_as_spooling():
+    with told_as_spooling():
         spool.flush()
     return Path(spool.name)
 
 
 @contextmanager
-def _told_as_spooling() -> Iterator[None]:
+def told_as_spooling() -> Iterator[None]:
+    """Raises ConfigError in place of what a temporary file raises when there is no room for it."""
     try:
         yield
     except OSError as error:

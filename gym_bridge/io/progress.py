@@ -45,6 +45,10 @@ class Progress:
     def advance(self, numbers: Mapping[str, float], *, count: int = 1) -> None:
         """`count` more pieces are done; `numbers` are shown beside them."""
         self.done += count
+        self.show(numbers)
+
+    def show(self, numbers: Mapping[str, float]) -> None:
+        """Show `numbers` instead of the last ones; no more is done."""
         self._numbers = numbers
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, numbers=_say(numbers))

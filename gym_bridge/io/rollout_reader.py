@@ -146,20 +146,25 @@ def view_row(row: Row) -> RolloutView:
 
 def _view(row: Row) -> RolloutView:
     get = row.get
-    response, ours = _object(row, "response"), _object(row, "gym_bridge")
+    response, ours = _object(row, "response"), _object(row, "gym_bridge") if "gym_bridge" in row else _NOTHING
     context, output = _conversation(row, _object(row, "responses_create_params"), response)
     failed = _failed(row, ours, response)
     verified = not get("verification_skipped")
-    cut_off = response.get("incomplete_details") or response.get("status") == "incomplete"
+    task_index, rollout_index = get(TASK_INDEX), get(ROLLOUT_INDEX)
     return RolloutView(
         row=row,
         context=context,
         output=output,
         reward=None if failed or not verified else _reward(get("reward")),
-        agent=_agent(row),
-        task_index=None if (task_index := get(TASK_INDEX)) is None else _index(task_index, TASK_INDEX),
-        rollout_index=None if (rollout_index := get(ROLLOUT_INDEX)) is None else _index(rollout_index, ROLLOUT_INDEX),
-        truncated=bool(cut_off or get("truncated") or ours.get("truncated")),
+        agent=_agent(row) if "agent_ref" in row else None,
+        task_index=task_index if type(task_index) is int else _index(task_index, TASK_INDEX),
+        rollout_index=rollout_index if type(rollout_index) is int else _index(rollout_index, ROLLOUT_INDEX),
+        truncated=bool(
+            response.get("incomplete_details")
+            or response.get("status") == "incomplete"
+            or get("truncated")
+            or (ours and ours.get("truncated"))
+        ),
         failed=failed,
         masked=bool(get("mask_sample") or ("instance_config" in row and _object(row, "instance_config").get("mask_sample"))),
         verified=verified,
@@ -168,7 +173,7 @@ def _view(row: Row) -> RolloutView:
 
 def _failed(row: Row, ours: Row, response: Any) -> bool:
     """True for a failure; builds before the failures file marked the response's id with `-failed`."""
-    if row.get(FAILURE_CLASS) or row.get(NOT_KEPT) or ours.get("failure"):
+    if row.get(FAILURE_CLASS) or row.get(NOT_KEPT) or (ours and ours.get("failure")):
         return True
     identity = response.get("id") if isinstance(response, dict) else None
     return isinstance(identity, str) and identity.endswith("-failed")
@@ -227,7 +232,7 @@ def _agent(row: Row) -> str | None:
     return name
 
 
-def _index(value: Any, name: str) -> int:
-    if type(value) is not int:
+def _index(value: Any, name: str) -> int | None:
+    if value is not None and type(value) is not int:
         raise DataError(f"{name} is {value!r}; expected an integer")
     return value

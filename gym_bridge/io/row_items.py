@@ -30,7 +30,7 @@ def read_items(value: Any, name: str) -> Items:
     for item in value:
         if not isinstance(item, dict):
             raise DataError(f"{name!r} holds a {type(item).__name__}; expected objects only")
-        if item.get("call_id") is None and (item.get("type") in CALLS or _is_of_chat(item)):
+        if item and item.get("call_id") is None and (item.get("type") in CALLS or _is_of_chat(item)):
             plain = False
     return tuple(value) if plain else _with_call_ids([one for item in value for one in _from_chat(item)])
 

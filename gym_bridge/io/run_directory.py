@@ -27,7 +27,9 @@ class RunDirectory:
     def begin(self, settings: BaseModel, *, digests: dict[str, str]) -> None:
         """Write settings, versions and digests; on a second start, check that they match the first.
 
-        Raises ConfigError with what differs. `trainer.max_steps` may grow: that is how a run is continued.
+        What decides only when the run ends and which checkpoints stay may change, such as `trainer.max_steps`: that is how a run
+        is continued. What changes the weights that a step gives, or what the best checkpoint is the best of, may not. Raises
+        ConfigError with what differs.
         """
         values = settings.model_dump(mode="json")
         manifest = self.path / "manifest.json"
@@ -36,7 +38,8 @@ class RunDirectory:
             before = _manifest(manifest)
             differs = _differences({key: before.get(key) for key in identity}, identity)
             if differs and self._was_begun():
-                raise ConfigError(f"{self.path} holds another run ({'; '.join(differs)}); choose another trainer.output")
+                hint = _length_hint(differs)
+                raise ConfigError(f"{self.path} holds another run ({'; '.join(differs)}){hint}; choose another trainer.output")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
@@ -57,17 +60,43 @@ class RunDirectory:
         """The newest whole checkpoint, None when there is none."""
         return max(self.checkpoints.glob("step_*"), default=None)
 
+    @property
+    def best(self) -> Path:
+        """The link to the best checkpoint; it exists once there is one."""
+        return self.checkpoints / "best"
+
+    def mark_best(self, step: int) -> None:
+        """Let `checkpoints/best` lead to the checkpoint of `step`; until then it leads to the one before. Raises ConfigError."""
+        aside = self.checkpoints / ".best"
+        try:
+            if self.best.is_symlink() and self.best.readlink().name == self.checkpoint(step).name:
+                return
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(self.checkpoint(step).name)
+            aside.replace(self.best)
+        except OSError as error:
+            raise ConfigError(f"cannot write {self.best}: {error.strerror}") from error
+
     def keep_last(self, count: int) -> None:
-        """Remove all but the newest `count` checkpoints."""
-        for old in sorted(self.checkpoints.glob("step_*"))[:-count]:
-            shutil.rmtree(old)
+        """Remove all but the newest `count` checkpoints and the best one, and what kills left behind. Raises ConfigError."""
+        best = self.checkpoints / self.best.readlink() if self.best.is_symlink() else None
+        try:
+            for old in sorted(self.checkpoints.glob("step_*"))[:-count]:
+                if old != best:
+                    old.rename(old.with_name(f".{old.name}.removed"))  # at once: half a checkpoint is none
+            for left in self.checkpoints.glob(".step_*"):
+                shutil.rmtree(left)
+        except OSError as error:
+            raise ConfigError(f"cannot remove old checkpoints of {self.path}: {error.strerror}") from error
 
 
 def model_directory_of(path: Path) -> Path:
     """The Hugging Face directory that `path` means: itself, a checkpoint's `model`, or that of a run's last checkpoint.
 
-    Raises ConfigError when there is none.
+    A link, such as `checkpoints/best`, is followed: it may lead elsewhere tomorrow. Raises ConfigError when there is none.
     """
+    if path.is_symlink():
+        path = path.resolve()
     if (path / "config.json").exists():
         return path
     if (path / "model" / "config.json").exists():
@@ -98,9 +127,24 @@ def models_beside(path: Path) -> list[str]:
     return [one.name for one in path.parent.iterdir() if one.name != path.name and any(any(one.glob(mark)) for mark in marks)]
 
 
+LENGTH = frozenset({"max_steps", "max_time_s", "output", "save_every", "keep_last", "keep_best", "validate_every", "patience"})
+"""Settings of the trainer that do not change what a step does to the weights, nor what the best validation is measured by."""
+ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
+"""Schedules of the learning rate that fall towards no end."""
+
+
 def _without_length(values: dict[str, Any]) -> dict[str, Any]:
-    trainer = {key: value for key, value in values["trainer"].items() if key not in {"max_steps", "output"}}
-    return {**values, "trainer": trainer}
+    """The settings without those that may change between starts; a schedule that falls over the run's steps binds their number."""
+    policy = values.get("policy") or {}
+    length = policy.get("schedule_steps") or (policy.get("schedule_options") or {}).get("num_stable_steps")
+    bound = policy.get("schedule", "constant") not in ENDLESS_SCHEDULES and length is None
+    free = LENGTH - {"max_steps"} if bound else LENGTH
+    return {**values, "trainer": {key: value for key, value in values["trainer"].items() if key not in free}}
+
+
+def _length_hint(differs: list[str]) -> str:
+    bound = any(line.startswith("settings.trainer.max_steps:") for line in differs)
+    return "; policy.schedule falls over trainer.max_steps unless policy.schedule_steps is set from the start" if bound else ""
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

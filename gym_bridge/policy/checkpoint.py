@@ -1,9 +1,9 @@
-"""Checkpoints: `model/` is a plain Hugging Face directory, `trainer/` holds optimizer state. No pickle."""
+"""Checkpoints: `model/` is a plain Hugging Face directory, `trainer/` holds optimizer state and adapters. No pickle."""
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from gym_bridge.errors import PolicyError
 
+ADAPTER = Path("trainer") / "adapter"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,8 +32,12 @@ def save_checkpoint(
     tokenizer_files: Mapping[str, bytes],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
+    save_adapter: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a checkpoint aside, sync it to disk and rename it to `directory`. Raises PolicyError when the disk refuses."""
+    """Write a checkpoint aside, sync it to disk and rename it to `directory`. Raises PolicyError when the disk refuses.
+
+    `save_adapter` writes `trainer/adapter`, which `weights` then hold merged.
+    """
     aside = directory.with_name(f".{directory.name}.saving")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -43,6 +48,8 @@ def save_checkpoint(
         for name, content in tokenizer_files.items():
             (aside / "model" / name).write_bytes(content)
         save_file(dict(optimizer), aside / "trainer" / "optimizer.safetensors")
+        if save_adapter is not None:
+            save_adapter(aside / ADAPTER)
         (aside / "trainer" / "state.json").write_text(json.dumps(dict(state), indent=2))
         for file in [*aside.rglob("*"), aside]:
             _sync(file)

@@ -1,43 +1,124 @@
 """Log-probabilities from hidden states, in chunks: [T, V] logits never exist.
 
-N = trained tokens, H = hidden size, V = vocabulary.
+N = trained tokens, H = hidden size, V = vocabulary, C = tokens of a chunk.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-CHUNK = 512  # trained tokens whose logits exist at a time
+CHUNK = 256  # trained tokens whose logits exist at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputHead:
+    """From hidden states to logits: softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)."""
+
+    weight: Tensor  # [V, H]
+    bias: Tensor | None = None  # [V]
+    scale: float = 1.0
+    softcap: float | None = None
+    """None: logits are not capped."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[C, V] of hidden states [C, H], in float32 at least."""
+        logits = _widened(torch.nn.functional.linear(hidden, self.weight, self.bias))
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 def token_logprobs(
     hidden: Tensor,  # [N, H] hidden states that predict the targets
-    weight: Tensor,  # [V, H] output embedding
     targets: Tensor,  # [N] int64
-    *,
-    softcap: float | None = None,
+    head: OutputHead,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability [N] of each target and entropy [N] of its distribution in nats, both float32.
+    """Log-probability [N] of each target and entropy [N] of its distribution in nats, both in float32 at least.
 
-    The logits of a chunk are computed again in the backward pass instead of being kept. The entropy carries no gradient.
+    The logits of a chunk are computed again in the backward pass instead of being kept, and when the output embedding does not
+    train, not even that. The entropy carries no gradient.
     """
-    logprobs, entropies = [], []
-    for part, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        if torch.is_grad_enabled():
-            logprob, entropy = checkpoint(_chunk, part, weight, target, softcap, use_reentrant=False)
-        else:
-            logprob, entropy = _chunk(part, weight, target, softcap)
-        logprobs.append(logprob)
-        entropies.append(entropy)
-    return torch.cat(logprobs), torch.cat(entropies)
+    return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap, torch.is_grad_enabled())
 
 
-def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    logits = (hidden @ weight.T).float()
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    normaliser = logits.logsumexp(dim=-1)
-    logprob = logits.gather(1, targets[:, None])[:, 0] - normaliser
-    with torch.no_grad():
-        entropy = normaliser - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
-    return logprob, entropy
+class _TokenLogprobs(torch.autograd.Function):
+    """d logprob / d logit_v = [v is the target] - p_v, so the backward pass needs no more than the logits and their normaliser."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+        with_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        head = OutputHead(weight=weight, bias=bias, scale=scale, softcap=softcap)
+        ctx.head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        at_once = with_grad and ctx.needs_input_grad[0] and not ctx.head_trains
+        logprobs, entropies = (_widened(hidden.new_empty(len(hidden))) for _ in range(2))
+        slopes = torch.empty_like(hidden) if at_once else hidden.new_empty(0)
+        normalisers = torch.empty_like(logprobs)
+        for part in _chunks(len(hidden)):
+            logits = head.logits(hidden[part])
+            normaliser = logits.logsumexp(dim=-1)
+            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normaliser
+            probs = (logits - normaliser[:, None]).exp_()
+            entropies[part] = normaliser - torch.linalg.vecdot(probs, logits)
+            normalisers[part] = normaliser
+            if at_once:
+                slopes[part] = _to_linear(probs, logits, targets[part], None, head).to(weight.dtype) @ weight
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, slopes)
+        ctx.scale, ctx.softcap, ctx.at_once = scale, softcap, at_once
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, weight, bias, targets, normalisers, slopes = ctx.saved_tensors
+        pull = upstream[0]  # [N]
+        if ctx.at_once:
+            return (_widened(slopes) * pull[:, None]).to(hidden.dtype), *[None] * 6
+        head = OutputHead(weight=weight, bias=bias, scale=ctx.scale, softcap=ctx.softcap)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=pull.dtype) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=pull.dtype) if bias is not None and ctx.needs_input_grad[2] else None
+        for part in _chunks(len(hidden)):
+            logits = head.logits(hidden[part])
+            probs = (logits - normalisers[part, None]).exp_()
+            slope = _to_linear(probs, logits, targets[part], pull[part], head)
+            if grad_bias is not None:
+                grad_bias += slope.sum(dim=0)
+            slope = slope.to(weight.dtype)
+            torch.mm(slope, weight, out=grad_hidden[part])
+            if grad_weight is not None and grad_weight.dtype == slope.dtype:
+                grad_weight.addmm_(slope.T, hidden[part])
+            elif grad_weight is not None:
+                grad_weight += slope.T @ hidden[part]
+        narrow = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, narrow, None if grad_bias is None else grad_bias.to(weight.dtype), *[None] * 4
+
+
+def _to_linear(probs: Tensor, logits: Tensor, targets: Tensor, pull: Tensor | None, head: OutputHead) -> Tensor:
+    """[C, V] gradient by the linear layer of each log-prob, or of those weighted by `pull` [C]; overwrites both first ones."""
+    slope = probs.neg_()
+    slope[torch.arange(len(targets), device=targets.device), targets] += 1
+    if pull is not None:
+        slope *= pull[:, None]
+    if head.softcap is not None:
+        slope *= logits.div_(head.softcap).square_().neg_().add_(1)
+    return slope if head.scale == 1.0 else slope.mul_(head.scale)
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

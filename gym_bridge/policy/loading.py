@@ -19,6 +19,22 @@ SCORE = "score.weight"  # of every family for sequence classification over a dec
 log = logging.getLogger(__name__)
 
 
+def resolve_device(name: str) -> torch.device:
+    """The torch device of this name. Raises ConfigError when torch knows none, and when this machine has none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"policy.device={name}: no device of torch; expected cpu, cuda, cuda:1, ...") from None
+    here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    try:
+        usable = device.type != "meta" and torch.zeros(1, device=device).item() == 0
+    except (RuntimeError, AssertionError):  # the second where torch is built without it
+        usable = False
+    if not usable:
+        raise ConfigError(f"policy.device={name}: not on this machine; it has {', '.join(here)}")
+    return device
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The torch dtype for `auto`, `float32` or `bfloat16`; auto is bfloat16 where the device has instructions for it."""
     if name == "auto":
@@ -31,9 +47,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, head: Head = "lm") -> PreTrainedModel:
+def load_module(
+    directory: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, head: Head = "lm", attention: str = "sdpa"
+) -> PreTrainedModel:
     """The model of a Hugging Face directory, in evaluation mode: a causal language model, or for the scalar head one for sequence
-    classification with one label. A language model gets a scalar head of random weights, the same ones each time.
+    classification with one label. A language model gets a scalar head of random weights, the same ones each time. `attention` is
+    transformers' name of an implementation.
 
     Raises PolicyError when transformers cannot load it, and when weights are missing.
     """
@@ -45,7 +64,7 @@ def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype = t
     transformers_logging.set_verbosity_error()  # what is missing is told below, and a new head is no surprise
     try:
         loaded: Any = family.from_pretrained(
-            directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **options
+            directory, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(f"{directory}: transformers cannot load this model: {error}") from error

@@ -1,36 +1,41 @@
-"""AdamW over float32 master weights of a module that computes in any dtype."""
+"""Master weights of a module that computes in any dtype, their gradients and their optimizer."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from gym_bridge.policy import optimizers
+from gym_bridge.schemas.settings import PolicySettings
+
 
 class MasterWeights:
-    """Float32 copies of a module's parameters, their gradients and their AdamW state.
+    """What the optimizer updates: copies, in the master dtype, of those parameters of a module that train.
 
     bfloat16 has 8 bits of precision: an update of 1e-5 on a weight near 1 is lost to rounding. So the optimizer works on float32
-    masters, and after each update the module's parameters become their rounded copies. A module that computes in float32 is
-    its own master. Gradients of every microbatch are added up in float32.
+    masters, and after each update the module's parameters become their rounded copies. Where master and compute dtype are the
+    same, the parameters are their own masters. Gradients of every microbatch are added up in the master dtype. Parameters that
+    do not train are kept in the compute dtype alone.
     """
 
-    def __init__(
-        self, module: nn.Module, *, compute_dtype: torch.dtype, lr: float, betas: tuple[float, float], weight_decay: float
-    ):
+    def __init__(self, module: nn.Module, settings: PolicySettings, *, compute_dtype: torch.dtype):
+        master_dtype: torch.dtype = getattr(torch, settings.master_dtype)
         self.params = {name: param for name, param in module.named_parameters() if param.requires_grad}
         self.masters: dict[str, Tensor] = {}
-        for name, param in self.params.items():
-            if compute_dtype == torch.float32:
+        for name, param in module.named_parameters():
+            dtype = master_dtype if param.requires_grad else compute_dtype
+            # a copy, because a loaded tensor stands where its file put it, and kernels for the CPU round by the address
+            master = param.detach().to(dtype, copy=True)
+            param.data = master.to(compute_dtype)
+            if name in self.params and master_dtype == compute_dtype:
                 self.masters[name] = param
-            else:
-                master = param.detach().to(torch.float32)
-                param.data = param.data.to(compute_dtype)
+            elif name in self.params:
                 param.register_post_accumulate_grad_hook(_adder_to(master))
                 self.masters[name] = master
-        self.optimizer = torch.optim.AdamW(self.masters.values(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self.optimizer = optimizers.build_optimizer(self.masters.values(), settings)
 
     def update(self, *, lr: float, max_grad_norm: float) -> float:
-        """One AdamW step on the gradients added up so far; returns their norm before clipping to `max_grad_norm`.
+        """One optimizer step on the gradients added up so far; returns their norm before clipping to `max_grad_norm`.
 
         A norm that is not finite leaves weights and moments as they were.
         """
@@ -42,6 +47,11 @@ class MasterWeights:
             self.publish()
         self.drop_gradients()
         return norm
+
+    def gradient_norm(self) -> float:
+        """The norm of the gradients added up so far."""
+        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def drop_gradients(self) -> None:
         """Forget the gradients added up so far."""
@@ -62,33 +72,19 @@ class MasterWeights:
         self.publish()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """AdamW's moments as `exp_avg.NAME` and `exp_avg_sq.NAME`, and `step`; empty before the first update."""
-        tensors: dict[str, Tensor] = {}
-        for name, master in self.masters.items():
-            state = self.optimizer.state.get(master)
-            if state:
-                tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
-                tensors["step"] = state["step"].reshape(1)
-        return tensors
+        """The optimizer's state by key and name; empty before the first update."""
+        return optimizers.state_tensors(self.optimizer, self.masters)
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Continue from what `state_tensors` gave."""
-        if "step" not in tensors:
-            return
-        for name, master in self.masters.items():
-            if f"exp_avg.{name}" in tensors:
-                self.optimizer.state[master] = {
-                    "step": tensors["step"].reshape(()).to(master.device, copy=True),
-                    "exp_avg": tensors[f"exp_avg.{name}"].to(master.device, copy=True),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(master.device, copy=True),
-                }
+        optimizers.load_state_tensors(self.optimizer, self.masters, tensors)
 
 
 def _adder_to(master: Tensor):
     def add(param: Tensor) -> None:
         if param.grad is None:
             return
-        gradient = param.grad.to(torch.float32)
+        gradient = param.grad.to(master.dtype)
         master.grad = gradient if master.grad is None else master.grad.add_(gradient)
         param.grad = None
 

@@ -4,17 +4,26 @@ T = packed tokens of a microbatch, N = trained tokens in it, R = runs of tokens 
 
 Sequences that begin with the same untrained tokens share them: the packed row holds a prefix tree, and a token attends to its
 own run up to itself and to every run above it. Hidden states, and so losses and gradients, equal those of the separate sequences.
+The tree stands in the row depth first, so that what is under a run follows it: a token sees those before it whose subtree has
+not ended.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gym_bridge.errors import PolicyError
+from gym_bridge.policy.prefix_tree import PrefixTree, common_prefix, shareable
 from gym_bridge.schemas.tokens import TrainingSequence
+
+ATTENTION_COST = 1 / 6000
+"""What a token costs by attending to one other, where all else costs 1: 4 of 24 H FLOPs of a layer, at a hidden size H of 1000."""
+SHARED_PART = 0.25
+"""Neighbours stay together when they share at least this part of their tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,24 +32,25 @@ class Pack:
 
     token_ids: Tensor  # [T] int64
     position_ids: Tensor  # [T] int64, position of each token in its sequences
-    run: Tensor  # [T] int64, run of the prefix tree that a token stands in
-    sees: Tensor  # [R, R] bool, sees[i, j]: tokens of run i attend to run j
+    until: Tensor  # [T] int64, token i is attended to from packed positions i to until[i] - 1
     predictors: Tensor  # [N] int64, packed position whose hidden state predicts each trained token
     targets: Tensor  # [N] int64, the trained tokens
     trained: Tensor  # [N] int64, packed position of each trained token
     sequence: Tensor  # [N] int64, sequence of each trained token
+    starts: tuple[int, ...]
+    """[R] packed position at which each run starts; the next one starts where it ends."""
+    parents: tuple[int, ...]
+    """[R] the run above each run, -1 for none."""
 
-    def attention_mask(self) -> Tensor:
-        """[1, 1, T, T] bool, True where the row's token attends to the column's."""
-        visible = self.sees[self.run][:, self.run]
-        return torch.tril(visible)[None, None]
 
+def pack(sequences: Sequence[TrainingSequence], *, share_prefixes: bool = True, device: torch.device | str = "cpu") -> Pack:
+    """The prefix tree of `sequences`, laid out in one row; without `share_prefixes` each sequence is a tree of its own.
 
-def pack(sequences: Sequence[TrainingSequence], *, device: torch.device | str = "cpu") -> Pack:
-    """The prefix tree of `sequences`, laid out in one row. Raises PolicyError when a sequence trains its first token."""
+    Raises PolicyError when a sequence trains its first token.
+    """
     if any(sequence.train_mask[0] for sequence in sequences):
         raise PolicyError("the first token of a sequence trains, but nothing predicts it; the prompt is empty")
-    tree = _Tree(sequences)
+    tree = PrefixTree(sequences, share_prefixes=share_prefixes)
     predictors, targets, places, owners = [], [], [], []
     for index, sequence in enumerate(sequences):
         trained = np.flatnonzero(sequence.train_mask)
@@ -51,97 +61,149 @@ def pack(sequences: Sequence[TrainingSequence], *, device: torch.device | str = 
     return Pack(
         token_ids=_tensor(tree.token_ids, device),
         position_ids=_tensor(tree.position_ids, device),
-        run=_tensor([np.full(len(ids), run) for run, ids in enumerate(tree.token_ids)], device),
-        sees=torch.from_numpy(tree.sees()).to(device),
+        until=_tensor([tree.until()], device),
         predictors=_tensor(predictors, device),
         targets=_tensor(targets, device),
         trained=_tensor(places, device),
         sequence=_tensor(owners, device),
+        starts=tuple(tree.starts),
+        parents=tuple(tree.parents),
     )
 
 
-def plan_microbatches(sequences: Sequence[TrainingSequence], *, max_tokens: int, together: int = 1) -> list[list[TrainingSequence]]:
-    """Cut `sequences`, in order, into microbatches of at most `max_tokens` packed tokens each.
+def plan_microbatches(
+    units: Sequence[Sequence[TrainingSequence]], *, max_tokens: int, share_prefixes: bool = True
+) -> list[list[TrainingSequence]]:
+    """The sequences of `units` in microbatches of at most `max_tokens` packed tokens each, in which no unit is parted.
 
-    Neighbours that begin alike share their beginning, so pass the members of a group one after the other. Of every `together`
-    sequences none leaves the others, as the two sides of a pair; what is longer than `max_tokens` makes a microbatch of its own.
+    A unit is what must stay together, such as the two sides of a pair. Units that share much of their beginning stay together as
+    far as the limit lets them. The microbatches are few and cost about the same; a unit longer than `max_tokens` has one of its
+    own. The same units in the same order give the same plan.
     """
-    batches: list[list[TrainingSequence]] = []
-    room = 0
-    for first in range(0, len(sequences), together):
-        unit = list(sequences[first : first + together])
-        own = sum(len(one.token_ids) for one in unit) - sum(map(_common_prefix, unit, unit[1:]))
-        new = own - (_common_prefix(batches[-1][-1], unit[0]) if batches else 0)
-        if not batches or new > room:
+    plan = assign_units(units, max_tokens=max_tokens, share_prefixes=share_prefixes)
+    return [[one for index in batch for one in units[index]] for batch in plan]
+
+
+def assign_units(units: Sequence[Sequence[TrainingSequence]], *, max_tokens: int, share_prefixes: bool = True) -> list[list[int]]:
+    """The plan of `plan_microbatches` as positions in `units`, ascending in each microbatch."""
+    pieces = [
+        piece
+        for cluster in _clusters([_Unit(unit, share_prefixes) for unit in units], share_prefixes)
+        for piece in _cut_evenly(cluster, max_tokens)
+    ]
+    fewest = _first_fit(pieces, max_tokens)
+    batches = _longest_first(pieces, len(fewest), max_tokens) or fewest
+    return sorted(sorted(index for piece in batch for index in piece.units) for batch in batches)
+
+
+class _Unit:
+    """Packed tokens of a unit and what they cost; neighbours within it share their beginnings."""
+
+    def __init__(self, sequences: Sequence[TrainingSequence], share_prefixes: bool):
+        self.first = sequences[0]
+        shared = [common_prefix(*both) for both in pairwise(sequences)] if share_prefixes else []
+        lengths = [len(one.token_ids) for one in sequences]
+        self.tokens = sum(lengths) - sum(shared)
+        self.cost = sum(map(_cost, lengths)) - sum(map(_cost, shared))
+        self.order = self.first.token_ids[: shareable(self.first)].astype(">i4").tobytes()
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Units that go into one microbatch together."""
+
+    units: list[int]
+    tokens: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A unit of a cluster: its tokens and cost, and how much of both the unit before it has computed."""
+
+    index: int
+    unit: _Unit
+    shared: int
+
+
+def _cost(length: int) -> float:
+    """Computing cost of the first `length` tokens of a sequence, in tokens."""
+    return length + ATTENTION_COST * length * (length + 1) / 2
+
+
+def _clusters(units: list[_Unit], share_prefixes: bool) -> list[list[_Member]]:
+    """The units in order of their beginnings, cut where neighbours share little."""
+    if not share_prefixes:
+        return [[_Member(index, unit, 0)] for index, unit in enumerate(units)]
+    order = sorted(range(len(units)), key=lambda index: (units[index].order, index))
+    clusters: list[list[_Member]] = []
+    for place, index in enumerate(order):
+        unit = units[index]
+        shared = common_prefix(units[order[place - 1]].first, unit.first) if place else 0
+        if place and shared >= SHARED_PART * unit.tokens:
+            clusters[-1].append(_Member(index, unit, shared))
+        else:
+            clusters.append([_Member(index, unit, 0)])
+    return clusters
+
+
+def _cut_evenly(cluster: list[_Member], max_tokens: int) -> list[_Piece]:
+    """The cluster in the fewest pieces of at most `max_tokens`, the longest of which is as short as can be."""
+    best = _cut(cluster, max_tokens)
+    low, high = 0, max_tokens
+    while len(best) > 1 and low + 1 < high:
+        middle = (low + high) // 2
+        found = _cut(cluster, middle)
+        if len(found) > len(best):
+            low = middle
+        else:
+            best, high = found, middle
+    return best
+
+
+def _cut(cluster: list[_Member], max_tokens: int) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    for one in cluster:
+        added = one.unit.tokens - one.shared
+        if pieces and pieces[-1].tokens + added <= max_tokens:
+            pieces[-1].units.append(one.index)
+            pieces[-1].tokens += added
+            pieces[-1].cost += one.unit.cost - _cost(one.shared)
+        else:
+            pieces.append(_Piece([one.index], one.unit.tokens, one.unit.cost))
+    return pieces
+
+
+def _first_fit(pieces: list[_Piece], max_tokens: int) -> list[list[_Piece]]:
+    """Pieces, longest first, each in the first microbatch that has room."""
+    batches: list[list[_Piece]] = []
+    room: list[int] = []
+    for piece in sorted(pieces, key=lambda one: (-one.tokens, one.units[0])):
+        place = next((index for index, free in enumerate(room) if piece.tokens <= free), len(batches))
+        if place == len(batches):
             batches.append([])
-            new, room = own, max_tokens
-        batches[-1] += unit
-        room -= new
+            room.append(max_tokens)
+        batches[place].append(piece)
+        room[place] -= piece.tokens
     return batches
 
 
-def shareable(sequence: TrainingSequence) -> int:
-    """How many tokens stand before the first trained one."""
-    return int(sequence.train_mask.argmax())
+def _longest_first(pieces: list[_Piece], count: int, max_tokens: int) -> list[list[_Piece]] | None:
+    """Pieces, costliest first, each in the cheapest of `count` microbatches that has room (Graham 1969).
 
-
-class _Tree:
-    """Runs of the prefix tree in packed order, and where each sequence's tokens went."""
-
-    def __init__(self, sequences: Sequence[TrainingSequence]):
-        self.sequences = sequences
-        self.token_ids: list[np.ndarray] = []
-        self.position_ids: list[np.ndarray] = []
-        self.parents: list[int] = []
-        self.places = [np.empty(len(one.token_ids), dtype=np.int64) for one in sequences]
-        self.num_tokens = 0
-        pending = [(list(range(len(sequences))), 0, -1)]
-        while pending:
-            members, start, parent = pending.pop()
-            end = self._shared_end(members, start)
-            if end > start:
-                parent = self._add(members, start, end, parent)
-            pending += [(part, end, parent) for part in self._branches(members, end)]
-
-    def _shared_end(self, members: list[int], start: int) -> int:
-        first = self.sequences[members[0]]
-        if len(members) == 1:
-            return len(first.token_ids)
-        return min(_common_prefix(first, self.sequences[other], start) for other in members[1:])
-
-    def _branches(self, members: list[int], end: int) -> Iterator[list[int]]:
-        if len(members) == 1:
-            return
-        parts: dict[int, list[int]] = {}
-        for member in members:
-            sequence = self.sequences[member]
-            own = -1 - member  # a trained token belongs to its sequence alone
-            parts.setdefault(int(sequence.token_ids[end]) if end < shareable(sequence) else own, []).append(member)
-        yield from parts.values()
-
-    def _add(self, members: list[int], start: int, end: int, parent: int) -> int:
-        self.token_ids.append(self.sequences[members[0]].token_ids[start:end])
-        self.position_ids.append(np.arange(start, end))
-        self.parents.append(parent)
-        for member in members:
-            self.places[member][start:end] = np.arange(self.num_tokens, self.num_tokens + end - start)
-        self.num_tokens += end - start
-        return len(self.parents) - 1
-
-    def sees(self) -> np.ndarray:
-        """[R, R] bool: a run sees itself and its ancestors."""
-        sees = np.eye(len(self.parents), dtype=bool)
-        for run, parent in enumerate(self.parents):
-            if parent >= 0:
-                sees[run] |= sees[parent]
-        return sees
-
-
-def _common_prefix(first: TrainingSequence, second: TrainingSequence, start: int = 0) -> int:
-    """First position from `start` on at which the two differ or either one trains."""
-    end = min(shareable(first), shareable(second))
-    differs = first.token_ids[start:end] != second.token_ids[start:end]
-    return start + int(differs.argmax()) if differs.any() else max(start, end)
+    None where no microbatch has room for one of them.
+    """
+    batches: list[list[_Piece]] = [[] for _ in range(count)]
+    costs, tokens = [0.0] * count, [0] * count
+    for piece in sorted(pieces, key=lambda one: (-one.cost, one.units[0])):
+        open_to = [place for place in range(count) if not batches[place] or tokens[place] + piece.tokens <= max_tokens]
+        if not open_to:
+            return None
+        place = min(open_to, key=lambda one: (costs[one], one))
+        batches[place].append(piece)
+        costs[place] += piece.cost
+        tokens[place] += piece.tokens
+    return batches
 
 
 def _tensor(parts: Sequence[np.ndarray], device: torch.device | str) -> Tensor:

@@ -3,136 +3,202 @@
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from gym_bridge.errors import PolicyError
-from gym_bridge.policy.checkpoint import load_trainer_state, read_tokenizer_files, save_checkpoint
+from gym_bridge.policy.activation_checkpointing import checkpoint_layers
+from gym_bridge.policy.adapters import Adapters
+from gym_bridge.policy.checkpoint import ADAPTER, load_trainer_state, read_tokenizer_files, save_checkpoint
+from gym_bridge.policy.failures import memory_told, non_finite, optimizer_memory_told
+from gym_bridge.policy.family import open_family
+from gym_bridge.policy.flops import Utilisation
 from gym_bridge.policy.head import token_logprobs
-from gym_bridge.policy.loading import SCORE, load_module, resolve_dtype
+from gym_bridge.policy.loading import resolve_device, resolve_dtype
 from gym_bridge.policy.master_weights import MasterWeights
-from gym_bridge.policy.packing import Pack, pack, plan_microbatches
+from gym_bridge.policy.memory import peak_memory_gib
+from gym_bridge.policy.packing import Pack, assign_units, pack
+from gym_bridge.policy.schedules import Schedule
 from gym_bridge.schemas.seams import Head, LossFn, StepResult, TrainedTokens
 from gym_bridge.schemas.settings import PolicySettings
 from gym_bridge.schemas.tokens import TrainingSequence
 
 
 class TorchPolicy:
-    """A decoder with a head, in one process: float32 master weights, forward and backward in the compute dtype."""
+    """A decoder with a head, in one process: master weights, forward and backward in the compute dtype."""
 
-    def __init__(self, directory: Path, settings: PolicySettings, *, head: Head = "lm"):
-        self.settings = settings
+    def __init__(self, directory: Path, settings: PolicySettings, *, head: Head = "lm", total_steps: int | None = None):
+        """`directory`: the model that training begins with, with adapters their base; `load` then goes on from a checkpoint of it.
+        `total_steps`: updates of the whole run, over which a schedule falls.
+
+        Raises ConfigError for settings that cannot take effect here, PolicyError for a model that cannot train.
+        """
+        self.settings, self.directory, self.total_steps = settings, directory, total_steps
         self.head: Head = head
-        self.directory = directory
-        self.tokenizer_files = read_tokenizer_files(directory)  # now: the directory may be an old checkpoint, soon removed
-        self.device = torch.device(settings.device)
+        self.schedule = Schedule(settings, total_steps=total_steps)
+        self.device = resolve_device(settings.device)
         self.compute_dtype = resolve_dtype(settings.compute_dtype, self.device)
-        self.module = load_module(directory, device=self.device, head=head)
-        self.masters = MasterWeights(
-            self.module, compute_dtype=self.compute_dtype, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-        )
-        self.softcap: float | None = getattr(self.module.config, "final_logit_softcapping", None)
+        self.family = open_family(settings)
+        self.tokenizer_files = read_tokenizer_files(directory)  # now: the directory may be an old checkpoint, soon removed
+        self.module = self._open(directory)
+        self.adapters = Adapters(self.module, settings.lora, head=head) if settings.lora else None
+        if settings.activation_checkpointing:
+            checkpoint_layers(self.module)
+        self.masters = MasterWeights(self.module, settings, compute_dtype=self.compute_dtype)
+        self.utilisation = Utilisation(self.module, device=self.device, compute_dtype=self.compute_dtype)
         self.version = 0
-        self._refuse_unknown_architecture()
+        self._loaded: Path | None = None
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
         """For each sequence the log-probs [n] of its trained tokens, without gradient; with the scalar head their scores."""
-        found: list[Tensor] = []
-        for part in plan_microbatches(sequences, max_tokens=self.settings.microbatch_tokens):
-            packed = pack(part, device=self.device)
-            logprobs, _ = self._forward(packed)
-            found += logprobs.cpu().split([one.num_trained for one in part])
-        return found
+        found: dict[int, Tensor] = {}
+        units, sharing = [(one,) for one in sequences], self.settings.prefix_sharing
+        for batch in assign_units(units, max_tokens=self.settings.microbatch_tokens, share_prefixes=sharing):
+            part = [sequences[index] for index in batch]
+            packed = self._pack(part)
+            with memory_told(part, self.settings, packed_tokens=len(packed.token_ids)):
+                logprobs, _ = self._forward(packed)
+            found |= zip(batch, logprobs.cpu().split([one.num_trained for one in part]), strict=True)
+        return [found[index] for index in range(len(sequences))]
+
+    def reference_logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
+        """As `logprobs`, of the model that training began with: with adapters this one without them, else `directory` again.
+
+        Raises PolicyError where `directory` is the checkpoint that was loaded, and not the first model.
+        """
+        if self.adapters:
+            with self.adapters.off():
+                return self.logprobs(sequences)
+        if not self.version:
+            return self.logprobs(sequences)
+        if self.directory == self._loaded:
+            raise PolicyError(
+                f"{self.directory} is a checkpoint, no reference; open the policy from the run's first model, then load"
+            )
+        same = {"master_dtype": str(self.compute_dtype).removeprefix("torch."), "allow_lost_updates": True}  # no second copy
+        frozen = TorchPolicy(self.directory, self.settings.model_copy(update=same), head=self.head, total_steps=self.total_steps)
+        return frozen.logprobs(sequences)
 
     def step(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> StepResult:
         """One optimizer update over all microbatches.
 
-        Raises PolicyError when the loss or the gradient is not finite; the weights are then as before the step.
+        Raises NonFiniteLossError with the sequences when the loss or the gradient is not finite, PolicyError when memory runs out;
+        the weights are then as before the step.
         """
         started = time.perf_counter()
-        num_tokens = sum(one.num_trained for part in microbatches for one in part)
-        num_sequences = sum(len(part) for part in microbatches)
-        metrics: dict[str, float] = {"loss": 0.0}
-        packed_tokens = 0
         self.masters.drop_gradients()  # of a step that an error ended halfway
-        for part in microbatches:
-            packed = pack(part, device=self.device)
-            values, entropies = self._forward(packed)
-            loss = loss_fn(values, self._columns(part, packed, num_tokens, num_sequences))
-            if not torch.isfinite(loss.value):
-                raise PolicyError(
-                    f"the loss is {loss.value.item()} at step {self.version + 1}; lower policy.lr or look at the batch"
-                )
-            loss.value.backward()
-            packed_tokens += len(packed.token_ids)
-            metrics["loss"] += loss.value.item()
-            parts = loss.metrics if entropies is None else {**loss.metrics, "entropy": entropies.sum().item() / num_tokens}
-            for name, value in parts.items():
-                metrics[name] = metrics.get(name, 0.0) + value
-        lr = self._lr()
-        norm = self.masters.update(lr=lr, max_grad_norm=self.settings.max_grad_norm)
+        self.utilisation.begin()
+        metrics = self._losses(microbatches, loss_fn, learn=True)
+        lr = self.schedule(self.version)
+        with optimizer_memory_told(self.settings):
+            norm = self.masters.update(lr=lr, max_grad_norm=self.settings.max_grad_norm)
         if not math.isfinite(norm):
-            raise PolicyError(f"the gradient's norm is {norm} at step {self.version + 1}; lower policy.lr or look at the batch")
+            blamed = self._without_finite_gradient(microbatches, loss_fn)
+            raise non_finite(f"the gradient's norm is {norm} at step {self.version + 1}", blamed)
         self.version += 1
         seconds = time.perf_counter() - started
-        metrics |= {"grad_norm": norm, "lr": lr, "num_trained_tokens": num_tokens, "num_packed_tokens": packed_tokens}
-        metrics |= {"train_s": seconds, "trained_tokens_per_s": num_tokens / seconds}
-        return StepResult(metrics=metrics)
+        metrics |= {"grad_norm": norm, "lr": lr, "train_s": seconds, "peak_memory_gib": peak_memory_gib(self.device)}
+        metrics["trained_tokens_per_s"] = metrics["num_trained_tokens"] / seconds
+        metrics["tokens_per_s"] = metrics["num_packed_tokens"] / seconds
+        return StepResult(metrics=metrics | self.utilisation.metrics(seconds=seconds))
+
+    def evaluate(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> dict[str, float]:
+        """The loss over all microbatches, as `loss`, and its metrics, without gradient and without a step.
+
+        Raises NonFiniteLossError and PolicyError as `step`.
+        """
+        return self._losses(microbatches, loss_fn, learn=False)
 
     def save(self, directory: Path, *, source_state: Mapping[str, Any]) -> None:
-        """Write `directory/model` (a Hugging Face directory in float32) and `directory/trainer` (optimizer, version, source)."""
+        """Write `directory/model` (a plain Hugging Face directory in float32, adapters merged) and `directory/trainer` (optimizer,
+        adapters, version, source)."""
+        masters, adapters = self.masters.masters, self.adapters
         save_checkpoint(
             directory,
             module=self.module,
-            weights=self.masters.masters,
+            weights=dict(adapters.merged(masters)) if adapters else {name: one.float() for name, one in masters.items()},
             tokenizer_files=self.tokenizer_files,
             optimizer=self.masters.state_tensors(),
             state={"version": self.version, "source": dict(source_state)},
+            save_adapter=partial(adapters.save, masters=masters) if adapters else None,
         )
 
     def load(self, directory: Path) -> None:
-        """Continue from what `save` wrote: weights, optimizer state, version, bit for bit."""
+        """Continue from what `save` wrote: weights, optimizer state, version, bit for bit.
+
+        Raises PolicyError for what is no whole checkpoint, and with adapters for a policy opened from the merged model.
+        """
         optimizer, state = load_trainer_state(directory)
-        if self.version or self.directory != directory / "model":  # else the constructor has just read them
-            self.masters.load_weights(load_module(directory / "model", device=self.device, head=self.head))
+        if self.adapters:
+            if self.directory == directory / "model":
+                raise PolicyError(f"{self.directory} has its adapters merged; open the policy from the base model, then load")
+            self.adapters.load(directory / ADAPTER, self.masters.masters)
+            self.masters.publish()
+        elif self.version or self.directory != directory / "model":  # else the constructor has just read them
+            self.masters.load_weights(self._open(directory / "model"))
         self.masters.load_state_tensors(optimizer)
-        self.version = int(state["version"])
+        self.version, self._loaded = int(state["version"]), directory / "model"
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Names and tensors in the compute dtype."""
+        """Names and tensors of the plain model in the compute dtype, adapters merged."""
+        if self.adapters:
+            return ((name, one.to(self.compute_dtype)) for name, one in self.adapters.merged(self.masters.masters))
         return ((name, param.detach()) for name, param in self.module.named_parameters())
+
+    def _open(self, directory: Path) -> PreTrainedModel:
+        return self.family.load(directory, device=self.device, head=self.head)
+
+    def _pack(self, part: Sequence[TrainingSequence]) -> Pack:
+        return pack(part, share_prefixes=self.settings.prefix_sharing, device=self.device)
+
+    def _losses(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn, *, learn: bool) -> dict[str, float]:
+        """The loss, its metrics and the numbers of tokens, summed; with `learn` the gradients are added to the masters'."""
+        num_tokens = sum(one.num_trained for part in microbatches for one in part)
+        num_sequences = sum(len(part) for part in microbatches)
+        metrics: dict[str, float] = {"loss": 0.0, "num_trained_tokens": num_tokens, "num_packed_tokens": 0}
+        for part in microbatches:
+            packed = self._pack(part)
+            packed_tokens = len(packed.token_ids)
+            with memory_told(part, self.settings, packed_tokens=packed_tokens), torch.set_grad_enabled(learn):
+                values, entropies = self._forward(packed)
+                loss = loss_fn(values, self._columns(part, packed, num_tokens, num_sequences))
+                value = loss.value.item()
+                if not math.isfinite(value):
+                    when = f"at step {self.version + 1}" if learn else f"in the evaluation after step {self.version}"
+                    raise non_finite(f"the loss is {value} {when}", part)
+                if learn:
+                    loss.value.backward()
+                    self.utilisation.count(packed.position_ids, num_trained=len(packed.targets))
+            parts = {} if entropies is None else {"entropy": entropies.sum().item() / max(1, num_tokens)}
+            for name, one in {"loss": value, "num_packed_tokens": packed_tokens, **loss.metrics, **parts}.items():
+                metrics[name] = metrics.get(name, 0.0) + one
+        return metrics
+
+    def _without_finite_gradient(
+        self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn
+    ) -> list[TrainingSequence]:
+        """The sequences of the microbatches whose own gradient is not finite; all of them where only the sum is not."""
+        blamed: list[TrainingSequence] = []
+        for part in microbatches:
+            self._losses([part], loss_fn, learn=True)
+            if not math.isfinite(self.masters.gradient_norm()):
+                blamed += part
+            self.masters.drop_gradients()
+        return blamed or [one for part in microbatches for one in part]
 
     def _forward(self, packed: Pack) -> tuple[Tensor, Tensor | None]:
         """Log-probs [N] and entropies [N] of the trained tokens, or their scores [N] alone."""
-        hidden = self.module.get_decoder()(
-            input_ids=packed.token_ids[None],
-            position_ids=packed.position_ids[None],
-            attention_mask=packed.attention_mask(),
-            use_cache=False,
-        ).last_hidden_state[0]
+        hidden = self.family.hidden(self.module, packed)
         if self.head == "scalar":
-            return (hidden[packed.trained] @ self.module.get_parameter(SCORE)[0]).float(), None
-        head = self.module.get_output_embeddings()
-        assert head is not None, "load_module gives causal language models, which have a head"
-        return token_logprobs(hidden[packed.predictors], head.weight, packed.targets, softcap=self.softcap)
-
-    def _refuse_unknown_architecture(self) -> None:
-        """Raise PolicyError for logits that are more than capped products with the output embedding, and for windowed attention."""
-        head, config = self.module.get_output_embeddings(), self.module.config
-        layers = getattr(config, "layer_types", None)
-        if "sliding_attention" in layers if layers else getattr(config, "sliding_window", None):
-            raise PolicyError(f"{self.directory}: this model attends within a sliding window, which packing does not reproduce")
-        if self.head == "scalar":
-            return
-        scales = [name for name in ("logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1.0)]
-        if getattr(head, "bias", None) is not None or scales:
-            what = f"scales its logits ({scales[0]})" if scales else "adds a bias to its logits"
-            raise PolicyError(f"{self.directory}: this model {what}, which training does not reproduce; choose another family")
+            return (hidden[packed.trained] @ self.family.score_weight(self.module)).float(), None
+        return token_logprobs(hidden[packed.predictors], packed.targets, self.family.output_head(self.module))
 
     def _columns(self, part: Sequence[TrainingSequence], packed: Pack, num_tokens: int, num_sequences: int) -> TrainedTokens:
         return TrainedTokens(
@@ -145,10 +211,6 @@ class TorchPolicy:
             num_tokens=num_tokens,
             num_sequences=num_sequences,
         )
-
-    def _lr(self) -> float:
-        warmup = self.settings.warmup_steps
-        return self.settings.lr * min(1.0, (self.version + 1) / (warmup + 1))
 
 
 def _trained(sequences: Sequence[TrainingSequence], columns: Sequence[np.ndarray | None]) -> Tensor:

@@ -46,7 +46,9 @@ ROLLOUT_COLUMNS: Mapping[str, Column] = _by_name(
     Column("num_tools", "whole number", "Tools that the task offers."),
     Column("num_prompt_messages", "whole number", "Messages that the task brings."),
     Column("prompt_chars", "whole number", "Characters of the prompt's text."),
-    Column("answer_chars", "whole number", "Characters of the last answer's text; none where the last item is no answer."),
+    Column(
+        "answer_chars", "whole number", "Characters of the last answer's text; none where the model's last word is a tool call."
+    ),
     Column("num_input_tokens", "whole number", "Prompt tokens over all model calls."),
     Column("num_output_tokens", "whole number", "Sampled tokens over all model calls."),
     Column("elapsed_s", "number", "Seconds from the start of the rollout to its end."),

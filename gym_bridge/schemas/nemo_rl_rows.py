@@ -16,6 +16,8 @@ from typing import Any
 ROLES = ("system", "user", "assistant", "tool")
 PLACEHOLDER = "_hf_placeholder"
 """Key of a task row whose question stands in a dataset elsewhere."""
+NO_AGENT = "no agent_ref.name"
+"""How the problem of a task begins that no agent is named to play. Rollouts of the oldest releases name none."""
 
 
 class RowKind(StrEnum):
@@ -98,7 +100,7 @@ def _task(row: Mapping[str, Any]) -> list[str]:
         wrong.append("responses_create_params.input is neither a text nor a list of items")
     agent = row.get("agent_ref")
     if not row.get("task_source") and not (isinstance(agent, dict) and agent.get("name") and isinstance(agent["name"], str)):
-        wrong.append("no agent_ref.name: NeMo Gym does not know which agent plays the task")
+        wrong.append(f"{NO_AGENT}: NeMo Gym does not know which agent plays the task; gym-bridge prep --agent NAME names it")
     return wrong
 
 

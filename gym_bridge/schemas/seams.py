@@ -137,6 +137,10 @@ class Policy(Protocol):
         """One optimizer update over all microbatches. Raises PolicyError when the loss or gradient is not finite."""
         ...
 
+    def evaluate(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> dict[str, float]:
+        """The loss over all microbatches, as `loss`, and its metrics, without gradient and without a step."""
+        ...
+
     def save(self, directory: Path, *, source_state: Mapping[str, Any]) -> None:
         """Write `directory/model` (a Hugging Face directory) and `directory/trainer` (the rest, `source_state` in it)."""
         ...
@@ -147,6 +151,14 @@ class Policy(Protocol):
 
     def weights(self) -> Iterable[tuple[str, "Tensor"]]:
         """Names and tensors, as a sampler loads them."""
+        ...
+
+
+class Validation(Protocol):
+    """Numbers on held-out data, taken while a policy trains. They change neither its weights nor what it draws."""
+
+    def run(self, policy: Policy) -> dict[str, float]:
+        """Its metrics now, named `validation/NAME/METRIC`; those of the set that comes first stand first."""
         ...
 
 

@@ -3,32 +3,37 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gym_bridge.config import StrictModel
+from gym_bridge.errors import nearest
+from gym_bridge.schemas.data_settings import DataFile, OfflineData, PreferenceData, RewardModelData, SFTData
+from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
 
-
-class PolicySettings(StrictModel):
-    """The model and its optimizer."""
-
-    model: str = "smollm2-135m"
-    """A run, a checkpoint, a directory, a GGUF file or a registry name."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, cuda:1, ..."""
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of forward and backward; master weights and optimizer state are always float32. auto: bfloat16 where it is native."""
-    lr: PositiveFloat = 1e-5
-    """AdamW's peak learning rate."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Updates over which the learning rate rises linearly to `lr`, then stays."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the two moments."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to at most this norm."""
-    microbatch_tokens: PositiveInt = 1024
-    """Packed tokens of one forward and backward; lower it when memory runs out."""
+__all__ = [
+    "ONLY_WITH",
+    "PREFERENCE_LOSSES",
+    "DPOAlgorithm",
+    "DPOSettings",
+    "DataFile",
+    "EnvSettings",
+    "GRPOAlgorithm",
+    "GRPOData",
+    "GRPOSettings",
+    "LoRASettings",
+    "OfflineData",
+    "PolicySettings",
+    "PreferenceData",
+    "RewardModelAlgorithm",
+    "RewardModelData",
+    "RewardModelSettings",
+    "SFTAlgorithm",
+    "SFTData",
+    "SFTSettings",
+    "SamplerSettings",
+    "TrainSettings",
+    "TrainerSettings",
+]
 
 
 class TrainerSettings(StrictModel):
@@ -38,31 +43,33 @@ class TrainerSettings(StrictModel):
     """Run directory: config, metrics, checkpoints."""
     max_steps: PositiveInt | None = None
     """Stop after so many optimizer updates; null: when the data ends."""
+    max_time_s: PositiveFloat | None = None
+    """Stop, and save, after so many seconds of this command; the same command again goes on. null: no budget."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 1
     """How many checkpoints stay on disk, the newest ones."""
+    validate_every: PositiveInt | None = None
+    """Steps between validations on data.validation; the first is before all steps, the last after them. null: only these two."""
+    watch: str | None = None
+    """Validation metric that tells which checkpoint is best, such as held_out/accuracy; null: the first set's loss."""
+    watch_for: Literal["lowest", "highest"] = "lowest"
+    """Which value of it is best."""
+    keep_best: bool = False
+    """Save a checkpoint at each best validation and keep the newest of those too; checkpoints/best leads to it."""
+    patience: PositiveInt | None = None
+    """Stop early after so many validations in a row without a better one; null: never."""
     seed: int = 0
     """Order of the data, and of the sampler's random numbers."""
-
-
-class SFTData(StrictModel):
-    """Rows for supervised fine-tuning."""
-
-    train: Path
-    """JSONL of `{"messages", "tools"}` rows, as `transform --to sft` writes them."""
-    max_length: PositiveInt = 2048
-    """Rows of more tokens are dropped, and counted."""
-    weight: str | None = None
-    """Column of a row's weight, such as gym_bridge.reward; null: every row has weight 1."""
 
 
 class SFTAlgorithm(StrictModel):
     """Supervised fine-tuning."""
 
+    loss: str = "nll"
+    """nll: negative log-likelihood; or a dotted path to a function of these settings that gives a loss: package.module:name."""
     mean_over: Literal["tokens", "rows"] = "tokens"
     """What the loss is a mean of: the step's trained tokens, so that long answers count more, or its rows."""
-
     batch_size: PositiveInt = 16
     """Rows of one optimizer update."""
     epochs: PositiveInt = 1
@@ -78,19 +85,9 @@ class SFTSettings(StrictModel):
     trainer: TrainerSettings = TrainerSettings()
 
 
-class PreferenceData(StrictModel):
-    """Pairs of a chosen and a rejected answer."""
+PREFERENCE_LOSSES = ("sigmoid", "robust", "ipo", "simpo", "orpo", "kto")
 
-    train: Path
-    """JSONL of `{"prompt", "chosen", "rejected"}` or `{"context", "completions", "tools"}` rows, as `transform --to dpo` and
-    `--to preference` write them."""
-    max_length: PositiveInt = 2048
-    """Pairs with a side of more tokens are dropped, and counted."""
-
-
-PreferenceLoss = Literal["sigmoid", "robust", "ipo", "simpo", "orpo", "kto"]
-
-ONLY_WITH: dict[str, tuple[PreferenceLoss, ...]] = {
+ONLY_WITH: dict[str, tuple[str, ...]] = {
     "label_smoothing": ("sigmoid", "robust"),
     "length_normalised": ("sigmoid", "robust", "ipo"),
     "margin": ("simpo",),
@@ -102,9 +99,9 @@ ONLY_WITH: dict[str, tuple[PreferenceLoss, ...]] = {
 class DPOAlgorithm(StrictModel):
     """Direct preference optimisation and its kin."""
 
-    loss: PreferenceLoss = "sigmoid"
+    loss: str = "sigmoid"
     """sigmoid: DPO, with label_smoothing cDPO; robust: its unbiased form; ipo; simpo and orpo, which need no reference; kto, which
-    takes each side for itself."""
+    takes each side for itself; or a dotted path to a function of these settings that gives a loss: package.module:name."""
     beta: PositiveFloat = 0.1
     """Scale of the rewards, for ipo its tau; for orpo the weight of the odds ratio beside the likelihood."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
@@ -120,6 +117,15 @@ class DPOAlgorithm(StrictModel):
     epochs: PositiveInt = 1
     """Passes over the pairs."""
 
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, name: str) -> str:
+        """Raises ValueError for a name that is neither a loss of ours nor a dotted path."""
+        if ":" not in name and name not in PREFERENCE_LOSSES:
+            known = ", ".join(PREFERENCE_LOSSES)
+            raise ValueError(f"no loss of this name{nearest(name, PREFERENCE_LOSSES)}; one of {known}, or package.module:name")
+        return name
+
 
 class DPOSettings(StrictModel):
     """`gym-bridge train dpo`."""
@@ -134,17 +140,10 @@ class DPOSettings(StrictModel):
         """Raises ValueError for a setting that the loss would not heed: a silent one is an error too."""
         for name, losses in ONLY_WITH.items():
             value, default = getattr(self.algorithm, name), DPOAlgorithm.model_fields[name].default
-            if value != default and self.algorithm.loss not in losses:
+            if value != default and ":" not in self.algorithm.loss and self.algorithm.loss not in losses:
                 known = ", ".join(losses)
                 raise ValueError(f"algorithm.{name} has no effect on algorithm.loss={self.algorithm.loss}; it is for {known}")
         return self
-
-
-class RewardModelData(PreferenceData):
-    """Pairs for a reward model."""
-
-    margin: str | None = None
-    """Column of a pair's margin, by which the chosen score should at least exceed the rejected one; null: 0."""
 
 
 class RewardModelAlgorithm(StrictModel):
@@ -192,6 +191,8 @@ class GRPOData(StrictModel):
 class SamplerSettings(StrictModel):
     """How the policy answers."""
 
+    kind: str = "local"
+    """local: in this process; or a dotted path to a sampler of your own: package.module:Name, called with (policy, settings)."""
     max_tokens: PositiveInt = 64
     """Tokens of one completion at most; a task's own max_output_tokens counts when it is lower."""
     max_batch: PositiveInt = 64

@@ -103,6 +103,8 @@ class TrainingSequence:
     """How much the sequence counts among the others of its step."""
     margin: float = 0.0
     """By how much the score of a chosen sequence should at least exceed that of the rejected one."""
+    origin: str = ""
+    """Where it comes from, to be named in errors: `out/sft.jsonl:17`, or a rollout."""
 
     @property
     def num_trained(self) -> int:

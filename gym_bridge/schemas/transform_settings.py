@@ -29,7 +29,8 @@ class FormatOptions(StrictModel):
     arguments: Literal["object", "string"] | None = None
     """Tool-call arguments in sft and preference rows: objects, as chat templates expect them (default), or JSON strings."""
     flat_tool_calls: bool = False
-    """Tool calls in sft rows as {"name", "arguments"}, the short form of the NeMo Gym guide; templates want the nested one."""
+    """Tool calls in sft rows as {"name", "arguments"} alone and outputs without ids, the short form of guides, in which order tells
+    which output answers which call; most templates want the nested one."""
     prompt: Literal["text", "messages"] | None = None
     """The prompt of dpo rows: one text, in which a blank line joins several messages (default), or the list of messages."""
     output_field: str | None = None

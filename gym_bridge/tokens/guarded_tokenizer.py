@@ -36,10 +36,6 @@ class GuardedTokenizer(Tokenizer):
             return {self.guard(key): self.guard(one) for key, one in value.items()}
         return [self.guard(one) for one in value] if isinstance(value, list) else value
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Ids of `text`; what is marked gets those of plain text."""
-        return [token for _, piece in self._pieces(text) for token in piece.ids]
-
     def __call__(self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False) -> dict[str, Any]:
         """Ids and, for each, where its characters begin and end in `text`, as renderers ask for them."""
         pieces = list(self._pieces(text))
@@ -66,6 +62,10 @@ class GuardedTokenizer(Tokenizer):
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         return environment.from_string(self.chat_template or "")
+
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`; what is marked gets those of plain text."""
+        return [token for _, piece in self._pieces(text) for token in piece.ids]
 
     def _guarded(self, text: str) -> str:
         """Each control token between two marks, the longest first where they overlap."""

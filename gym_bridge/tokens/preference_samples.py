@@ -12,28 +12,33 @@ import numpy as np
 from gym_bridge.errors import DataError
 from gym_bridge.schemas.chat import Message
 from gym_bridge.schemas.tokens import TrainingSequence
-from gym_bridge.tokens.chat_samples import conversation_sample
+from gym_bridge.tokens.conversation_samples import TrainOn, conversation_samples
 from gym_bridge.tokens.renderers import Renderer
 
 EXPECTED = "expected 'prompt', 'chosen' and 'rejected', or 'context' and 'completions'"
 
 
-def preference_pair(row: Mapping[str, Any], renderer: Renderer) -> tuple[TrainingSequence, TrainingSequence]:
-    """The chosen and the rejected sequence of a row; in both every assistant message after the prompt trains.
+def preference_pair(
+    row: Mapping[str, Any], renderer: Renderer, *, train_on: TrainOn = "all"
+) -> tuple[TrainingSequence, TrainingSequence] | None:
+    """The chosen and the rejected sequence of a row; in both every assistant message after the prompt trains, or the last one.
 
-    Raises DataError for a row of another shape and for one whose sides are equal, ConfigError for a renderer that knows no mask.
+    None where the model's template writes earlier answers of a side anew, so that no single sequence holds all of them. Raises
+    DataError for a row of another shape and for one whose sides are equal, ConfigError for a renderer that knows no mask.
     """
     if "completions" in row:
-        prompt, sides = _messages(row, "context"), _completions(row["completions"])
+        prompt, completions = _messages(row, "context"), _completions(row["completions"])
     else:
-        prompt, sides = _prompt(row), (_answer(row, "chosen"), _answer(row, "rejected"))
-    tools, num_prompt_messages = row.get("tools"), len(prompt)
+        prompt, completions = _prompt(row), (_answer(row, "chosen"), _answer(row, "rejected"))
     chosen, rejected = (
-        conversation_sample([*prompt, *side], renderer, tools=tools, num_prompt_messages=num_prompt_messages) for side in sides
+        conversation_samples([*prompt, *one], renderer, tools=row.get("tools"), num_prompt_messages=len(prompt), train_on=train_on)
+        for one in completions
     )
-    if np.array_equal(chosen.token_ids, rejected.token_ids):
+    if len(chosen) != 1 or len(rejected) != 1:
+        return None
+    if np.array_equal(chosen[0].token_ids, rejected[0].token_ids):
         raise DataError("chosen and rejected are equal, so that the pair prefers nothing; remove it")
-    return chosen, rejected
+    return chosen[0], rejected[0]
 
 
 def _prompt(row: Mapping[str, Any]) -> list[Message]:

@@ -1,35 +1,34 @@
 """Renderers: conversations to token ids and back, one a model family.
 
 ChatML with tools is the house's own (`chatml`). The others come from the `renderers` package, or are a user's own, named by a
-dotted path. None of them needs transformers; `gpt-oss` fetches its vocabulary from the network when it is first made.
+dotted path. None of them needs transformers; `gpt-oss` fetches its vocabulary from the network when it is first made, unless the
+environment's `TIKTOKEN_ENCODINGS_BASE` names a directory with `o200k_base.tiktoken`; `default` renders for its models without.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jinja2
+import orjson
 from pydantic import ValidationError
 from renderers import ParsedResponse, RenderedTokens, config_from_name, create_renderer
 from renderers import Tokenizer as TokenizerProtocol
 from renderers.base import MODEL_RENDERER_MAP
 
 from gym_bridge.config import load_object
-from gym_bridge.errors import ConfigError, DataError, nearest
+from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.schemas.chat import Message
 from gym_bridge.tokens.chatml import ChatMLRenderer, speaks_chatml
+from gym_bridge.tokens.family_renderer import FamilyRenderer, Tools
 from gym_bridge.tokens.guarded_tokenizer import GuardedTokenizer
+from gym_bridge.tokens.template_renderer import TemplateRenderer
 from gym_bridge.tokens.tokenizer import Tokenizer
 
 CHATML, DEFAULT = "chatml", "default"
 RENDERER_NAMES = (CHATML, DEFAULT, *sorted({*MODEL_RENDERER_MAP.values()}))
-"""`default` writes with the model's own chat template, reads no tool calls unless told how, and has no bridge."""
+"""`default` writes with the model's own chat template, reads no tool calls unless told how, has no bridge and no masks."""
 
-NAMING = ("gpt-oss", "gemma4", "inkling")
-"""Families that write a tool's name before its output. Of the others some would write it where their templates do not."""
-
-Tools = Sequence[dict[str, Any]]
+THINKS = "enable_thinking"
 
 
 class Renderer(Protocol):
@@ -74,75 +73,6 @@ class Renderer(Protocol):
         ...
 
 
-class FamilyRenderer:
-    """A renderer of the `renderers` package, or one of a user that keeps to its protocol, as the house's rooms need it.
-
-    Control tokens in messages and tools stay plain text. What the renderer cannot do is a DataError that names it.
-    """
-
-    def __init__(self, name: str, renderer: Any, tokenizer: GuardedTokenizer):
-        self.name, self.tokenizer = name, tokenizer
-        self._renderer = renderer
-
-    def render(
-        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = False
-    ) -> RenderedTokens:
-        """The whole conversation; `sampled_mask` is empty where the family's renderer does not know."""
-        guarded, tools = self._messages(messages), self._guard(tools)
-        with self._told("render the conversation"):
-            return self._renderer.render(guarded, tools=tools, add_generation_prompt=add_generation_prompt)
-
-    def render_ids(
-        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = False
-    ) -> list[int]:
-        """Token ids of `render`."""
-        guarded, tools = self._messages(messages), self._guard(tools)
-        with self._told("render the conversation"):
-            return self._renderer.render_ids(guarded, tools=tools, add_generation_prompt=add_generation_prompt)
-
-    def bridge_to_next_turn(
-        self,
-        previous_prompt_ids: Sequence[int],
-        previous_completion_ids: Sequence[int],
-        new_messages: Sequence[Message],
-        *,
-        tools: Tools | None = None,
-    ) -> RenderedTokens | None:
-        """The next prompt; None where the family has no bridge, or none from here."""
-        guarded, tools = self._messages(new_messages), self._guard(tools)
-        with self._told("extend the conversation"):
-            return self._renderer.bridge_to_next_turn(
-                list(previous_prompt_ids), list(previous_completion_ids), guarded, tools=tools
-            )
-
-    def parse_response(
-        self, token_ids: Sequence[int], *, tools: Tools | None = None, prompt_ids: Sequence[int] | None = None
-    ) -> ParsedResponse:
-        """Reasoning, text and tool calls of sampled ids."""
-        prompt = None if prompt_ids is None else list(prompt_ids)
-        with self._told("read the answer"):
-            return self._renderer.parse_response(list(token_ids), tools=tools and list(tools), prompt_ids=prompt)
-
-    def get_stop_token_ids(self) -> list[int]:
-        """Ids that end an answer."""
-        return self._renderer.get_stop_token_ids()
-
-    def _messages(self, messages: Sequence[Message]) -> Any:
-        if self.name in NAMING or ":" in self.name:
-            return self._guard(messages)
-        return self._guard([{key: one[key] for key in one if (one["role"], key) != ("tool", "name")} for one in messages])
-
-    def _guard(self, value: Sequence[Any] | None) -> Any:
-        return None if value is None else self.tokenizer.guard(list(value))
-
-    @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, jinja2.TemplateError) as error:
-            raise DataError(f"renderer {self.name!r} cannot {doing}: {type(error).__name__}: {error}") from error
-
-
 def load_renderer(directory: Path, *, name: str | None = None, options: Mapping[str, Any] = {}) -> Renderer:
     """The renderer for the model or tokenizer in `directory`.
 
@@ -169,17 +99,25 @@ def load_renderer(directory: Path, *, name: str | None = None, options: Mapping[
         others = ", ".join(one for one in RENDERER_NAMES if one != DEFAULT)
         raise ConfigError(f"{directory}: the model has no chat template, so name its renderer: {others}")
     tokenizer.name_or_path = model or tokenizer.name_or_path  # some families differ between their models
-    return FamilyRenderer(name, _made(name, tokenizer, options), tokenizer)
+    renderer = _made(name, tokenizer, options)
+    if name == DEFAULT:
+        return TemplateRenderer(name, renderer, tokenizer, stops=_generation_ends(directory))
+    unthinking = _made(name, tokenizer, {**options, THINKS: False}) if _thinks(renderer, name) else None
+    return FamilyRenderer(name, renderer, tokenizer, unthinking=unthinking)
 
 
 def _made(name: str, tokenizer: GuardedTokenizer, options: Mapping[str, Any]) -> Any:
     from openai_harmony import HarmonyError  # gpt-oss is the one family whose vocabulary is not in `tokenizer.json`
 
+    from gym_bridge.tokens.corrected_families import CORRECTED
+
     own = load_object(name) if ":" in name else None
     try:
         if own is None:
             defaults: Any = config_from_name(name)
-            return create_renderer(tokenizer, type(defaults).model_validate({"name": name, **options}))
+            config: Any = type(defaults).model_validate({"name": name, **options})
+            corrected: Any = CORRECTED.get(name)
+            return corrected(tokenizer, config) if corrected else create_renderer(tokenizer, config)
         config_class = getattr(own, "config_class", None)
         return own(tokenizer, config_class(**options)) if config_class else own(tokenizer, **options)
     except ValidationError as error:
@@ -187,6 +125,24 @@ def _made(name: str, tokenizer: GuardedTokenizer, options: Mapping[str, Any]) ->
         raise ConfigError(f"renderer {name!r}: {wrong}") from error
     except (AssertionError, TypeError, ValueError, HarmonyError) as error:
         raise ConfigError(f"renderer {name!r} does not fit {tokenizer.name_or_path}: {error}") from error
+
+
+def _thinks(renderer: Any, name: str) -> bool:
+    config: Any = getattr(renderer, "config", None)
+    return ":" not in name and THINKS in type(config).model_fields and getattr(config, THINKS) is not False
+
+
+def _generation_ends(directory: Path) -> list[int]:
+    """Ids that end an answer as `generation_config.json` tells, where there is one: often more than the tokenizer's.
+
+    Raises ConfigError for a file that is no JSON.
+    """
+    file = directory / "generation_config.json"
+    try:
+        ends = orjson.loads(file.read_bytes()).get("eos_token_id") if file.exists() else None
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"{file}: no JSON: {error.msg}") from None
+    return [one for one in (ends if isinstance(ends, list) else [ends]) if isinstance(one, int)]
 
 
 def _hub_name(directory: Path) -> str | None:

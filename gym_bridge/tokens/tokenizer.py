@@ -1,12 +1,18 @@
 """A tokenizer out of `tokenizer.json`, without transformers. Text never becomes a control token."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import orjson
 import tokenizers
 
 from gym_bridge.errors import ConfigError
+from gym_bridge.io.digests import digest_file
+
+MAX_KNOWN_TEXTS = 1024  # whose ids are remembered: the system prompt and tools of a dataset, the turns of a conversation
+MAX_KNOWN_CHARACTERS = 20_000  # of one such text
 
 
 class Tokenizer:
@@ -35,9 +41,21 @@ class Tokenizer:
         if isinstance(template, list):  # several, by name
             template = next((one["template"] for one in template if one["name"] == "default"), None)
         self.chat_template: str | None = template
+        self._known: dict[str, np.ndarray] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of `text`."""
+        if add_special_tokens or len(text) > MAX_KNOWN_CHARACTERS:
+            return self._encode(text, add_special_tokens=add_special_tokens)
+        if (known := self._known.get(text)) is not None:
+            return known.tolist()
+        ids = self._encode(text)
+        if len(self._known) >= MAX_KNOWN_TEXTS:
+            self._known.clear()
+        self._known[text] = np.array(ids, dtype=np.int32)
+        return ids
+
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -51,6 +69,25 @@ class Tokenizer:
     def _id_of(self, token: object) -> int | None:
         text = _text_of(token)
         return self._tokenizer.token_to_id(text) if text is not None else None
+
+
+def digest_tokenizer(directory: Path) -> str:
+    """SHA-256 over the files of a model's directory that tell how text becomes tokens: tokenizer, its settings, chat templates."""
+    total = hashlib.sha256()
+    for path in sorted([*directory.glob("tokenizer*.json"), *directory.glob("*.jinja")]):
+        total.update(path.name.encode() + bytes.fromhex(digest_file(path)))
+    return total.hexdigest()
+
+
+def vocabulary_size(directory: Path) -> int | None:
+    """How many token ids the model in `directory` knows; None where its config does not say."""
+    file = directory / "config.json"
+    try:
+        config = orjson.loads(file.read_bytes()) if file.exists() else {}
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"{file}: no JSON: {error.msg}") from None
+    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return size if isinstance(size, int) else None
 
 
 def _text_of(token: object) -> str | None:

@@ -7,12 +7,13 @@ How this departs from the papers:
 - KTO takes both sides of a pair, so that it has as many desirable answers as undesirable ones. Its baseline comes from each prompt
   with the answers of the next pair in the file that has another prompt, not of the next one in the batch: so the reference's
   log-probs of these too are computed once.
+
+Pairs are dropped, and counted as `history_rewritten`, where a side has several answers and the model's template writes the
+earlier ones anew: no single sequence holds what the model gave then.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -29,26 +30,32 @@ from gym_bridge.algorithms.preference_losses import (
     simpo_loss,
 )
 from gym_bridge.errors import ConfigError
-from gym_bridge.policy.packing import shareable
+from gym_bridge.policy.prefix_tree import shareable
+from gym_bridge.schemas.rollouts import Row
 from gym_bridge.schemas.seams import Loss, LossFn, TrainedTokens, TrainStep
-from gym_bridge.schemas.settings import DPOAlgorithm, DPOSettings
+from gym_bridge.schemas.settings import DPOAlgorithm, DPOSettings, PreferenceData
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.tokens.preference_samples import preference_pair
 from gym_bridge.tokens.renderers import Renderer
-from gym_bridge.trainers.epochs import EpochSource, Unit, read_units
+from gym_bridge.tokens.sample_files import SampleReader, Unit, renderer_identity
+from gym_bridge.trainers.epochs import Dataset, EpochSource
+from gym_bridge.trainers.own_loss import own_loss
 
 WITHOUT_REFERENCE = ("simpo", "orpo")
+HISTORY_REWRITTEN = "history_rewritten"
 LogProbs = Callable[[Sequence[TrainingSequence]], list[Tensor]]
 Refer = Callable[[Sequence[TrainingSequence]], list[TrainingSequence]]
 """Gives sequences the reference's log-probs."""
 
 
-def load_pairs(path: Path, renderer: Renderer, *, max_length: int) -> tuple[list[Unit], Counter[str]]:
-    """The (chosen, rejected) sequences of a file of preference rows, and how many pairs were dropped and why.
+def pair_reader(settings: PreferenceData, renderer: Renderer) -> SampleReader:
+    """Reads preference rows as units of two sequences, the chosen one first."""
 
-    Raises DataError with path and line for a row that is no pair, ConfigError when no pair is left.
-    """
-    return read_units(path, lambda row: preference_pair(row, renderer), max_length=max_length)
+    def read(row: Row) -> Unit | str:
+        return preference_pair(row, renderer, train_on=settings.train_on) or HISTORY_REWRITTEN
+
+    identity = {"trainer": "dpo", "renderer": renderer_identity(renderer), "train_on": settings.train_on}
+    return SampleReader(open=lambda path: read, identity=identity, whole=True)
 
 
 def preference_loss(settings: DPOAlgorithm, *, baseline: Callable[[], float] = lambda: 0.0) -> LossFn:
@@ -57,7 +64,11 @@ def preference_loss(settings: DPOAlgorithm, *, baseline: Callable[[], float] = l
     Reports, as means over the step's pairs, `accuracy` (chosen reward above rejected reward), `margin`, `reward_chosen` and
     `reward_rejected`, where a reward is beta times the score that the loss compares; and, where there is a reference, `kl`: the
     mean over trained tokens of r - 1 - log r with r = pi_ref/pi, which is 0 where the two agree and grows as they part.
+
+    A loss that a dotted path names is made of the settings alone, and gets the reference's log-probs.
     """
+    if ":" in settings.loss:
+        return own_loss(settings)
 
     def loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
         num_pairs = columns.num_sequences // 2
@@ -95,6 +106,7 @@ def _preference_term(settings: DPOAlgorithm, chosen: Tensor, rejected: Tensor, b
             return beta * odds_ratio_loss(chosen, rejected, num_pairs=num_pairs)
         case "kto":
             return kto_loss(chosen, rejected, beta=beta, baseline=baseline, num_pairs=num_pairs)
+    raise ConfigError(f"algorithm.loss={settings.loss!r} is no preference loss")
 
 
 def pair_metrics(rewards: Tensor, num_pairs: int) -> dict[str, float]:
@@ -114,24 +126,23 @@ class DPOSource(EpochSource):
 
     counted = "num_pairs"
 
-    def __init__(self, pairs: Sequence[Unit], settings: DPOSettings, *, refer: Refer, logprobs: LogProbs):
+    def __init__(self, pairs: Dataset, settings: DPOSettings, *, refer: Refer, logprobs: LogProbs):
         """Raises ConfigError when KTO gets pairs of a single prompt."""
         self._logprobs = logprobs
         kto = settings.algorithm.loss == "kto"
-        others = other_answers(pairs, max_length=settings.data.max_length) if kto else []
-        units = [*pairs, *others]
+        others = other_answers(pairs.units, max_length=settings.data.max_length) if kto else []
+        units = [*pairs.units, *others]
         if settings.algorithm.loss not in WITHOUT_REFERENCE:
-            referred = refer([one for unit in units for one in unit])
-            units = list(zip(referred[0::2], referred[1::2], strict=True))
-        self._others = units[len(pairs) :]
+            units = with_reference(units, refer)
+        self._others = units[len(pairs.units) :]
         self.baseline = 0.0
         """KTO's, of the step that `next` gave last."""
         super().__init__(
-            units[: len(pairs)],
+            pairs.with_units(units[: len(pairs.units)]),
             batch_size=settings.algorithm.batch_size,
             epochs=settings.algorithm.epochs,
             seed=settings.trainer.seed,
-            microbatch_tokens=settings.policy.microbatch_tokens,
+            policy=settings.policy,
         )
 
     def next(self) -> TrainStep | None:
@@ -143,6 +154,12 @@ class DPOSource(EpochSource):
         ratios = [float(now.sum()) - _reference_sum(one) for now, one in zip(self._logprobs(others), others, strict=True)]
         self.baseline = max(0.0, fmean(ratios))
         return TrainStep(microbatches=step.microbatches, metrics={**step.metrics, "baseline": self.baseline})
+
+
+def with_reference(pairs: Sequence[Unit], refer: Refer) -> list[Unit]:
+    """The pairs with the reference's log-probs."""
+    given = refer([one for unit in pairs for one in unit])
+    return list(zip(given[0::2], given[1::2], strict=True))
 
 
 def _reference_sum(sequence: TrainingSequence) -> float:

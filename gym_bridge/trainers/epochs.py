@@ -1,75 +1,123 @@
-"""Offline data: rows of a file, read once, in epochs of seeded order."""
+"""Offline data: the rows of one file or of several, weighted, in epochs of seeded order."""
 
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
-from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.io.jsonl import read_jsonl
+from gym_bridge.errors import ConfigError
 from gym_bridge.policy.packing import plan_microbatches
-from gym_bridge.schemas.rollouts import Row
+from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.seams import TrainStep
-from gym_bridge.schemas.tokens import TrainingSequence
-
-Unit = tuple[TrainingSequence, ...]
-"""What one row trains: sequences that stay in one microbatch. All units of a file have as many."""
+from gym_bridge.tokens.sample_files import Unit
 
 
-def read_units(path: Path, read: Callable[[Row], Unit], *, max_length: int) -> tuple[list[Unit], Counter[str]]:
-    """What `read` makes of each row of a file, and how many rows were dropped and why.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The units of one file among those of all files."""
 
-    Raises DataError with path and line for a row that `read` refuses, ConfigError when no row is left.
-    """
-    units: list[Unit] = []
-    dropped: Counter[str] = Counter()
-    for line, row in read_jsonl(path):
-        try:
-            unit = read(row)
-        except DataError as error:
-            raise DataError(str(error), path=path, line=line) from error
-        if max(len(one.token_ids) for one in unit) > max_length:
-            dropped["too_long"] += 1
-        else:
-            units.append(unit)
-    if not units:
-        raise ConfigError(f"{path}: every row has more than data.max_length={max_length} tokens; raise it")
-    return units, dropped
+    first: int
+    count: int
+    weight: float = 1.0
+    """Passes over them in one epoch."""
+
+    def of_epoch(self, epoch: int, *, seed: str) -> list[int]:
+        """Which units an epoch has, a unit twice where it has it twice.
+
+        The file is read round and round in one seeded order, and each epoch goes on where the one before ended: so a file of
+        weight 1/4 gives another quarter each time, and all of it in four epochs.
+        """
+        order = list(range(self.first, self.first + self.count))
+        random.Random(seed).shuffle(order)
+        return [order[place % self.count] for place in self.places(epoch)]
+
+    def places(self, epoch: int) -> range:
+        """The part of that endless reading which an epoch has."""
+        rows_per_epoch = Fraction(self.weight).limit_denominator(10**6) * self.count
+        return range(int(epoch * rows_per_epoch), int((epoch + 1) * rows_per_epoch))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """What a training reads: units of one file or of several."""
+
+    units: Sequence[Unit]
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, *files: Sequence[Unit], weights: Sequence[float] | None = None) -> "Dataset":
+        """The units of the files, one file after the other; without weights each is read once an epoch."""
+        counts = [len(one) for one in files]
+        firsts = list(accumulate(counts, initial=0))[:-1]
+        rows = zip(firsts, counts, weights or [1.0] * len(files), strict=True)
+        parts = tuple(Part(first=first, count=count, weight=weight) for first, count, weight in rows)
+        return cls(units=[unit for file in files for unit in file], parts=parts)
+
+    def with_units(self, units: Sequence[Unit]) -> "Dataset":
+        """The same files with other units in the same places."""
+        assert len(units) == len(self.units)
+        return Dataset(units=units, parts=self.parts)
+
+    def num_in_epoch(self, epoch: int) -> int:
+        """How many units an epoch has."""
+        return sum(len(part.places(epoch)) for part in self.parts)
+
+    def ends_of_epochs(self, *, batch_size: int, epochs: int) -> list[int]:
+        """How many steps have been taken when each epoch ends. Raises ConfigError when the weights leave no row in any epoch."""
+        ends = list(accumulate(-(-self.num_in_epoch(epoch) // batch_size) for epoch in range(epochs)))
+        if not ends[-1]:
+            raise ConfigError("the weights of data.train leave no row in any epoch; raise them")
+        return ends
+
+    def of_epoch(self, epoch: int, *, seed: int) -> list[int]:
+        """Which units an epoch has, in its order."""
+        chosen = [one for number, part in enumerate(self.parts) for one in part.of_epoch(epoch, seed=f"{seed}-file-{number}")]
+        chosen.sort()
+        random.Random(f"{seed}-{epoch}").shuffle(chosen)
+        return chosen
 
 
 class EpochSource:
-    """Steps over `epochs` passes through the units, each pass in its own seeded order."""
+    """Steps over `epochs` passes through a dataset, each pass in its own seeded order; the last step of a pass may be smaller."""
 
     counted = "num_sequences"
     """Metric that tells how many units a step has."""
 
-    def __init__(self, units: Sequence[Unit], *, batch_size: int, epochs: int, seed: int, microbatch_tokens: int):
-        self.units, self.batch_size, self.epochs, self.seed = units, batch_size, epochs, seed
-        self.microbatch_tokens = microbatch_tokens
-        self.steps_per_epoch = -(-len(units) // batch_size)
-        self.total_steps = self.steps_per_epoch * epochs
+    def __init__(self, data: Dataset, *, batch_size: int, epochs: int, seed: int, policy: PolicySettings):
+        """Raises ConfigError when the weights leave no row in any epoch."""
+        self.data, self.batch_size, self.seed, self.policy = data, batch_size, seed, policy
+        self._begins = [0, *data.ends_of_epochs(batch_size=batch_size, epochs=epochs)]
+        self.total_steps = self._begins[-1]
         self._step = 0
+        self._epoch: tuple[int, list[int]] = (-1, [])
 
     def next(self) -> TrainStep | None:
         """The next batch; None after the last epoch."""
         chosen = self.batch()
         if not chosen:
             return None
-        units = sorted((self.units[index] for index in chosen), key=lambda unit: unit[0].token_ids.tolist())
+        epoch = bisect_right(self._begins, self._step) - 1
+        begins, ends = self._begins[epoch], self._begins[epoch + 1]
         microbatches = plan_microbatches(
-            [one for unit in units for one in unit], max_tokens=self.microbatch_tokens, together=len(units[0])
+            [self.data.units[index] for index in chosen],
+            max_tokens=self.policy.microbatch_tokens,
+            share_prefixes=self.policy.prefix_sharing,
         )
-        return TrainStep(microbatches=microbatches, metrics={"epoch": self._step / self.steps_per_epoch, self.counted: len(units)})
+        metrics = {"epoch": epoch + (self._step - begins) / (ends - begins), self.counted: len(chosen)}
+        return TrainStep(microbatches=microbatches, metrics=metrics)
 
     def batch(self) -> list[int]:
         """Which units the next step has; none after the last epoch."""
-        epoch, place = divmod(self._step, self.steps_per_epoch)
-        if epoch >= self.epochs:
+        if self._step >= self.total_steps:
             return []
-        order = list(range(len(self.units)))
-        random.Random(f"{self.seed}-{epoch}").shuffle(order)
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        epoch = bisect_right(self._begins, self._step) - 1
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, self.data.of_epoch(epoch, seed=self.seed)
+        place = (self._step - self._begins[epoch]) * self.batch_size
+        return self._epoch[1][place : place + self.batch_size]
 
     def stepped(self, version: int) -> None:
         """The step was taken."""

@@ -92,7 +92,11 @@ class GRPOSource:
                 )
             sequences = [one for group in groups for one in self._sequences(group)]
             if sequences:
-                microbatches = plan_microbatches(sequences, max_tokens=self.settings.policy.microbatch_tokens)
+                microbatches = plan_microbatches(
+                    [(one,) for one in sequences],
+                    max_tokens=self.settings.policy.microbatch_tokens,
+                    share_prefixes=self.settings.policy.prefix_sharing,
+                )
                 return TrainStep(microbatches=microbatches, metrics=group_metrics(played))
         raise PolicyError(
             f"{MAX_EMPTY_STEPS} steps of {self.settings.algorithm.tasks_per_step} groups had no spread in their rewards; "

@@ -4,10 +4,8 @@ The score is read where transformers reads it, at the last token that is not the
 there and as resource server `reward_model`. There is no dropout, and no other pair's answers serve as rejected ones.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -15,30 +13,29 @@ from torch import Tensor
 from gym_bridge.algorithms.preference_losses import bradley_terry_loss
 from gym_bridge.schemas.rollouts import Row
 from gym_bridge.schemas.seams import Loss, LossFn, TrainedTokens
-from gym_bridge.schemas.settings import RewardModelAlgorithm, RewardModelSettings
+from gym_bridge.schemas.settings import RewardModelAlgorithm, RewardModelData, RewardModelSettings
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.tokens.chat_samples import number_of
 from gym_bridge.tokens.preference_samples import preference_pair
 from gym_bridge.tokens.renderers import Renderer
-from gym_bridge.trainers.dpo import pair_metrics
-from gym_bridge.trainers.epochs import EpochSource, Unit, read_units
+from gym_bridge.tokens.sample_files import SampleReader, Unit, renderer_identity
+from gym_bridge.trainers.dpo import HISTORY_REWRITTEN, pair_metrics
+from gym_bridge.trainers.epochs import Dataset, EpochSource
 
 
-def load_scored_pairs(
-    path: Path, renderer: Renderer, *, max_length: int, margin: str | None = None
-) -> tuple[list[Unit], Counter[str]]:
-    """The (chosen, rejected) sequences of a file of preference rows, and how many pairs were dropped and why.
+def scored_pair_reader(settings: RewardModelData, renderer: Renderer) -> SampleReader:
+    """Reads preference rows as units of two sequences, the chosen one first, with the pair's margin."""
 
-    `margin` names the column of a pair's margin. Raises DataError with path and line for a row that is no pair or has no margin,
-    ConfigError when no pair is left.
-    """
+    def read(row: Row) -> Unit | str:
+        pair = preference_pair(row, renderer, train_on=settings.train_on)
+        if pair is None:
+            return HISTORY_REWRITTEN
+        wanted = 0.0 if settings.margin is None else number_of(row, settings.margin, name="margin")
+        return replace(pair[0], margin=wanted), pair[1]
 
-    def read(row: Row) -> Unit:
-        chosen, rejected = preference_pair(row, renderer)
-        wanted = 0.0 if margin is None else number_of(row, margin, name="margin")
-        return replace(chosen, margin=wanted), rejected
-
-    return read_units(path, read, max_length=max_length)
+    options = {"train_on": settings.train_on, "margin": settings.margin}
+    identity = {"trainer": "rm", "renderer": renderer_identity(renderer), **options}
+    return SampleReader(open=lambda path: read, identity=identity, whole=True)
 
 
 def reward_model_loss(settings: RewardModelAlgorithm) -> LossFn:
@@ -62,14 +59,19 @@ class RewardModelSource(EpochSource):
 
     counted = "num_pairs"
 
-    def __init__(self, pairs: Sequence[Unit], settings: RewardModelSettings, *, pad_id: int | None):
+    def __init__(self, pairs: Dataset, settings: RewardModelSettings, *, pad_id: int | None):
         super().__init__(
-            [tuple(_read_at_the_end(one, pad_id) for one in pair) for pair in pairs],
+            pairs.with_units(read_at_the_end(pairs.units, pad_id)),
             batch_size=settings.algorithm.batch_size,
             epochs=settings.algorithm.epochs,
             seed=settings.trainer.seed,
-            microbatch_tokens=settings.policy.microbatch_tokens,
+            policy=settings.policy,
         )
+
+
+def read_at_the_end(pairs: Sequence[Unit], pad_id: int | None) -> list[Unit]:
+    """The pairs, of each side of which only the token trains at which its score is read."""
+    return [tuple(_read_at_the_end(one, pad_id) for one in pair) for pair in pairs]
 
 
 def _read_at_the_end(sequence: TrainingSequence, pad_id: int | None) -> TrainingSequence:

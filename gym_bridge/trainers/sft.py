@@ -1,26 +1,43 @@
-"""Supervised fine-tuning on chat rows with tools: the mean negative log-likelihood of assistant tokens.
+"""Supervised fine-tuning on chats with tools, prompts with answers, and rollouts: the mean negative log-likelihood of what the
+assistant wrote.
 
-Every assistant message of a row trains, its closing token too; prompts and tool outputs never do. The mean is over the step's
-tokens, so a long answer weighs more than a short one, or over its rows. A row's weight, such as its reward, multiplies its part;
-the mean is still over all tokens or rows.
+Every assistant message of a row trains, its closing token too, or the last one alone; prompts and tool outputs never do. Of
+rollouts with token ids exactly what was sampled trains. The mean is over the step's tokens, so a long answer weighs more than a
+short one, or over its rows. A row's weight, such as its reward, multiplies its part; the mean is still over all tokens or rows.
+
+A row is one sequence, but for conversations whose template rewrites earlier turns and rollouts whose history was rewritten: these
+are several, each of which counts as a row in the mean over rows.
 """
 
-from collections import Counter
 from pathlib import Path
 
 from torch import Tensor
 
 from gym_bridge.algorithms.losses import negative_log_likelihood, sequence_negative_log_likelihood
+from gym_bridge.errors import ConfigError, DataError
+from gym_bridge.schemas.rollouts import Row
 from gym_bridge.schemas.seams import Loss, LossFn, TrainedTokens
-from gym_bridge.schemas.settings import SFTAlgorithm, SFTSettings
-from gym_bridge.schemas.tokens import TrainingSequence
-from gym_bridge.tokens.chat_samples import chat_sample
+from gym_bridge.schemas.settings import SFTAlgorithm, SFTData, SFTSettings
+from gym_bridge.tokens.audit.kinds import kind_of
+from gym_bridge.tokens.chat_samples import answer_samples, chat_samples
 from gym_bridge.tokens.renderers import Renderer
-from gym_bridge.trainers.epochs import EpochSource, read_units
+from gym_bridge.tokens.rollout_samples import RolloutSamples
+from gym_bridge.tokens.sample_files import ReadRow, SampleReader, Unit, renderer_identity
+from gym_bridge.trainers.epochs import Dataset, EpochSource
+from gym_bridge.trainers.own_loss import own_loss
+
+EXPECTED = "expected 'messages' (and 'tools'), 'input' and 'output', or rollouts with token ids"
 
 
 def sft_loss(settings: SFTAlgorithm) -> LossFn:
-    """Weighted negative log-likelihood, averaged over the step's tokens or its rows."""
+    """Weighted negative log-likelihood, averaged over the step's tokens or its rows; or the loss that a dotted path names.
+
+    Raises ConfigError for a name that is neither.
+    """
+    if ":" in settings.loss:
+        return own_loss(settings)
+    if settings.loss != "nll":
+        raise ConfigError(f"algorithm.loss={settings.loss!r} is no loss of sft; it has nll, or package.module:name")
 
     def loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
         if settings.mean_over == "tokens":
@@ -32,26 +49,38 @@ def sft_loss(settings: SFTAlgorithm) -> LossFn:
     return loss
 
 
-def load_samples(
-    path: Path, renderer: Renderer, *, max_length: int, weight: str | None = None
-) -> tuple[list[TrainingSequence], Counter[str]]:
-    """The training sequences of a file of chat rows, and how many rows were dropped and why.
+def sft_reader(settings: SFTData, renderer: Renderer) -> SampleReader:
+    """Reads rows of the three kinds, told apart by the columns of each."""
 
-    `weight` names the column of a row's weight, dots lead inwards. Raises DataError with path and line for a row that cannot be
-    rendered or has no weight, ConfigError when no row is left.
-    """
-    units, dropped = read_units(path, lambda row: (chat_sample(row, renderer, weight=weight),), max_length=max_length)
-    return [unit[0] for unit in units], dropped
+    def open_file(path: Path) -> ReadRow:
+        rollouts = RolloutSamples(path, train_on=settings.train_on, weight=settings.weight, min_reward=settings.min_reward)
+
+        def read(row: Row) -> Unit | str:
+            kind = kind_of(row)
+            if kind == "rollouts":
+                return rollouts.samples(row)
+            if kind not in ("sft", "response"):
+                raise DataError(f"{EXPECTED}, found {', '.join(sorted(row)) or 'no columns'}")
+            if settings.min_reward is not None:
+                raise ConfigError("data.min_reward is for rollouts, and this is none; leave it out")
+            if kind == "response":
+                return answer_samples(row, renderer, weight=settings.weight)
+            return chat_samples(row, renderer, train_on=settings.train_on, weight=settings.weight)
+
+        return read
+
+    identity = {name: getattr(settings, name) for name in ("train_on", "weight", "min_reward")}
+    return SampleReader(open=open_file, identity={"trainer": "sft", "renderer": renderer_identity(renderer), **identity})
 
 
 class SFTSource(EpochSource):
     """Steps over the samples."""
 
-    def __init__(self, samples: list[TrainingSequence], settings: SFTSettings):
+    def __init__(self, data: Dataset, settings: SFTSettings):
         super().__init__(
-            [(one,) for one in samples],
+            data,
             batch_size=settings.algorithm.batch_size,
             epochs=settings.algorithm.epochs,
             seed=settings.trainer.seed,
-            microbatch_tokens=settings.policy.microbatch_tokens,
+            policy=settings.policy,
         )

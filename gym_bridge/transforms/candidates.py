@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from gym_bridge.errors import DataError
 from gym_bridge.io.rollout_reader import PLACEHOLDER, RolloutView, view_row
 from gym_bridge.io.row_decoder import RowDecoder
+from gym_bridge.io.row_glance import GLANCED, glance
 from gym_bridge.io.task_inputs import TaskInputs
 from gym_bridge.schemas.columns import ROLLOUT_COLUMNS
 from gym_bridge.schemas.rollouts import TASK_INDEX, Row
@@ -46,15 +47,19 @@ class CandidateReader:
         self._task_fields = _task_fields(plan, names)
         for_report = {"reward_components"} if plan.with_statistics else set()
         self._decoder = RowDecoder(self._task_fields | fields_read(names) | for_report)
+        reads_items = plan.format.reads_items or plan.needs_content or plan.with_statistics
+        self._glances = not reads_items and names <= GLANCED
         joins = bool(self._task_fields) or self._format.task_line is not None
         self._task_inputs = [TaskInputs(path) if path and joins else None for path in plan.task_inputs]
 
     def read(self, line: bytes, source: int) -> Candidate:
         """What `line` of input number `source` may become. Raises DataError, without path and line, for a bad row."""
-        if line.strip() == PLACEHOLDER:
-            return Candidate(reason="not_a_rollout")
-        row = self._decoder.decode(line)
-        view = view_row(self._joined(row, source) if self._task_fields else row)
+        view = glance(line) if self._glances else None
+        if view is None:
+            if line.strip() == PLACEHOLDER:
+                return Candidate(reason="not_a_rollout")
+            row = self._decoder.decode(line)
+            view = view_row(self._joined(row, source) if self._task_fields else row)
         reason = view.drop_reason()
         if self._reward is not None and reason in (None, "no_reward"):
             view = replace(view, reward=_number(self._reward, view))
@@ -91,16 +96,16 @@ class CandidateReader:
         return None
 
     def _joined(self, row: Row, source: int) -> Row:
-        """`row` with the fields of its task that somebody asks for, and that it lacks or has as null."""
+        """`row` with the fields of its task that somebody asks for, and that it lacks or has as null or as an empty text."""
         inputs = self._task_inputs[source]
-        if inputs is None or all(row.get(name) is not None for name in self._task_fields):
+        if inputs is None or all(row.get(name) not in (None, "") for name in self._task_fields):
             return row
         index = row.get(TASK_INDEX)
         line = inputs.line(index) if type(index) is int else None
         if line is None:
             return row
         task = self._decoder.decode(line)
-        return row | {name: task[name] for name in self._task_fields if row.get(name) is None and name in task}
+        return row | {name: task[name] for name in self._task_fields if row.get(name) in (None, "") and name in task}
 
 
 def _task_fields(plan: Plan, names: frozenset[str]) -> frozenset[str]:

@@ -1,9 +1,9 @@
 """The work on blocks of lines and on chosen rollouts: what runs in every worker. Nothing here knows more than its own lines."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -15,7 +15,7 @@ from gym_bridge.io.jsonl import dump_line
 from gym_bridge.io.rollout_reader import RolloutView
 from gym_bridge.schemas.rollouts import Row
 from gym_bridge.transforms.candidates import Candidate, CandidateReader
-from gym_bridge.transforms.index import Indexer, Place, Span, key_of
+from gym_bridge.transforms.index import Indexer, Place, Span, key_of, schema_of
 from gym_bridge.transforms.near_duplicates import signature
 from gym_bridge.transforms.plan import Plan
 from gym_bridge.transforms.splitting import is_validation
@@ -38,11 +38,10 @@ class Converted:
     tools: Counter[str] = field(default_factory=Counter)
     components: Counter[str] = field(default_factory=Counter)
     signatures: np.ndarray | None = None
-    """Of every line, in order; zeros for one that is dropped."""
+    """Of every line, in order; zeros for one that is dropped. None where no line has one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
+class Unit(NamedTuple):
     """What one row is made of: a rollout, or the chosen and the rejected one."""
 
     places: tuple[Place, ...]
@@ -54,12 +53,12 @@ class BlockConverter:
     """Blocks to rows, for a format whose rollouts stand alone."""
 
     def __init__(self, plan: Plan):
-        self._plan, self._lines = plan, _Lines(plan)
+        self._plan, self._lines, self._schema = plan, _Lines(plan), schema_of(plan)
 
     def __call__(self, block: Block) -> Converted:
         """The rows of a block. Raises DataError for a bad row, unless those are skipped."""
         plan, joins = self._plan, self._plan.joins_prompts
-        converted, indexer = Converted(), Indexer(plan) if plan.with_statistics else None
+        converted, indexer = Converted(), Indexer(plan, self._schema) if plan.with_statistics else None
 
         def take(span: Span, candidate: Candidate) -> None:
             view, row = candidate.view, candidate.row
@@ -92,11 +91,11 @@ class BlockIndexer:
     """Blocks to their index, for all that is decided among siblings."""
 
     def __init__(self, plan: Plan):
-        self._lines, self._plan = _Lines(plan), plan
+        self._plan, self._lines, self._schema = plan, _Lines(plan), schema_of(plan)
 
     def __call__(self, block: Block) -> Converted:
         """The index of a block. Raises DataError for a bad row, unless those are skipped."""
-        indexer, wants_signatures = Indexer(self._plan), self._plan.dedupe == "near"
+        indexer, wants_signatures = Indexer(self._plan, self._schema), self._plan.dedupe == "near"
         signatures: list[np.ndarray | None] = []
 
         def take(span: Span, candidate: Candidate) -> None:
@@ -169,25 +168,36 @@ class _Lines:
 
     def read(self, block: Block, take: Callable[[Span, Candidate], None]) -> None:
         """Have every non-blank line taken. When `take` raises it must have done nothing: it gets the line again, dropped."""
-        reader, offset = self._reader, block.offset
-        for number, line in enumerate(block.read().split(b"\n"), block.first_line):
-            begins, offset = offset, offset + len(line) + 1
+        reader = self._reader
+        for number, begins, line in _lines_of(block):
             if not line or line.isspace():
                 continue
-            span, candidate = Span(number, begins, len(line)), Candidate()
+            span, candidate = Span(number, begins, len(line)), None
             try:
                 candidate = reader.read(line, block.source)
                 reader.convert(candidate)
                 take(span, candidate)
             except MediaError:
+                candidate = candidate or Candidate()
                 candidate.drop("media")
                 take(span, candidate)
             except (DataError, orjson.JSONEncodeError) as error:
                 if self._plan.on_bad_row == "error":
                     path = self._plan.inputs[block.source]
                     raise DataError(f"{error}; drop such rows with --on-bad-row skip", path=path, line=number) from error
+                candidate = candidate or Candidate()
                 candidate.drop("bad_row")
                 take(span, candidate)
+
+
+def _lines_of(block: Block) -> Iterator[tuple[int, int, bytes]]:
+    """Number, offset and bytes of every line: one at a time, since a list of copies would leave the processor's cache."""
+    data, begins, number = block.read(), 0, block.first_line
+    while begins < len(data):
+        ends = data.find(b"\n", begins)
+        ends = len(data) if ends < 0 else ends
+        yield number, block.offset + begins, data[begins:ends]
+        begins, number = ends + 1, number + 1
 
 
 def _line(row: Row, provenance: Row | None) -> bytes:

@@ -8,7 +8,7 @@ from gym_bridge.transforms.texts import answer_of, prompt_text
 
 
 def dpo_side(rollout: RolloutView, options: RowOptions) -> Row | None:
-    """Prompt and answer of one side of a pair. None when the rollout does not end with an assistant's text."""
+    """Prompt and answer of one side of a pair. None when the rollout has no such answer."""
     answer = answer_of(rollout, options)
     if answer is None:
         return None

@@ -6,26 +6,27 @@ queries over it, and the conversion of the chosen rollouts alone. The output is 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import polars as pl
 
 from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.io.blocks import BLOCK_BYTES, Block, Source, blocks, open_sources
+from gym_bridge.io.blocks import Block, Source, blocks, open_sources
 from gym_bridge.io.jsonl import parse_line, read_lines, written_aside
 from gym_bridge.io.task_inputs import materialized_inputs_of
 from gym_bridge.schemas.columns import GROUP_COLUMNS, ROLLOUT_COLUMNS, Column
 from gym_bridge.schemas.transform_settings import TransformSettings
+from gym_bridge.transforms import converting
 from gym_bridge.transforms.converting import BlockConverter, BlockIndexer, Converted, Unit, UnitConverter
 from gym_bridge.transforms.expressions import check_names, parse_expression
 from gym_bridge.transforms.grouping import Selection, select
 from gym_bridge.transforms.index import Place, Span
-from gym_bridge.transforms.parallel import ordered_map
+from gym_bridge.transforms.near_duplicates import SignatureFile
+from gym_bridge.transforms.parallel import Workers
 from gym_bridge.transforms.plan import Plan, make_plan, outputs_of
 from gym_bridge.transforms.report import Evidence, TransformReport, make_report, write_report
 from gym_bridge.transforms.row_columns import known_names
@@ -33,8 +34,15 @@ from gym_bridge.transforms.row_columns import known_names
 SAMPLED_LINES = 1000
 """Lines of each input in which a column must be found."""
 UNITS_PER_ITEM = 256
+"""Rows that are made in one go; as many are in memory."""
+UNITS_AT_ONCE = 4096
+"""Rows that one query finds the places of."""
 PART_BYTES = 1 << 22
-"""A worker's block, and one that is indexed, of which a frame is made. Smaller ones, which stay in the cache, are faster else."""
+"""A worker's block. In one process smaller ones, which stay in the cache, are faster."""
+FRAMES_PER_PIECE = 64
+"""Frames of blocks that become one: queries over thousands of small ones are slow."""
+WORKERS_FROM_BYTES = 1 << 28
+"""Inputs smaller than this are read before processes would have started."""
 
 ADVICE = {
     "low_reward": "; lower --min-reward",
@@ -63,7 +71,9 @@ def transform_files(inputs: Sequence[Path], settings: TransformSettings) -> Tran
         files = [stack.enter_context(written_aside(path)) for path in outputs]
         run = _two_passes if plan.asks_siblings else _one_pass
         writer = _Writer(files)
-        evidence = run(plan, sources, writer, workers=settings.workers)
+        num_workers = settings.workers if sum(source.place.stat().st_size for source in sources) >= WORKERS_FROM_BYTES else 1
+        with Workers(num_workers, imports=[converting.__name__]) as workers:
+            evidence = run(plan, sources, writer, workers)
         _check_not_empty(evidence, outputs)
         report = make_report(evidence, plan, spooled=[str(source.path) for source in sources if source.spooled])
         writer.flush()  # a full disk shows before the report tells of rows
@@ -96,65 +106,80 @@ class _Writer:
             file.flush()
 
 
-def _one_pass(plan: Plan, sources: Sequence[Source], writer: _Writer, *, workers: int) -> Evidence:
+def _one_pass(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: Workers) -> Evidence:
     """Convert every block as it comes."""
-    evidence, seen = Evidence(), set[int]()
-    frames: list[pl.DataFrame] = []
-    with closing(ordered_map(partial(BlockConverter, plan), _blocks(sources, workers), workers=workers)) as blocks_done:
-        for converted in blocks_done:
-            num_rows = len(converted.rows)
-            if plan.dedupe == "exact":
-                _drop_seen(converted, seen)
-            writer.write(converted.rows, converted.validation)
-            evidence.rows_in += converted.rows_in
-            evidence.rows_used += len(converted.rows)
-            evidence.num_joined_prompts += sum(converted.joined)
-            evidence.dropped += converted.dropped
-            evidence.tools += converted.tools
-            evidence.components += converted.components
-            if repeated := num_rows - len(converted.rows):
-                evidence.dropped["duplicate"] += repeated
-            if converted.index is not None:
-                frames.append(converted.index)
+    evidence, seen, frames = Evidence(), set[int](), _Frames()
+    for converted in workers.ordered_map(partial(BlockConverter, plan), _blocks(sources, workers)):
+        num_rows = len(converted.rows)
+        if plan.dedupe == "exact":
+            _drop_seen(converted, seen)
+        writer.write(converted.rows, converted.validation)
+        evidence.rows_in += converted.rows_in
+        evidence.rows_used += len(converted.rows)
+        evidence.num_joined_prompts += sum(converted.joined)
+        evidence.dropped += converted.dropped
+        evidence.tools += converted.tools
+        evidence.components += converted.components
+        if repeated := num_rows - len(converted.rows):
+            evidence.dropped["duplicate"] += repeated
+        if converted.index is not None:
+            frames.add(converted.index)
     evidence.num_rows = writer.num_rows
-    evidence.index = pl.concat(frames) if frames else None
+    evidence.index = frames.whole() if plan.with_statistics else None
     return evidence
 
 
-def _two_passes(plan: Plan, sources: Sequence[Source], writer: _Writer, *, workers: int) -> Evidence:
+def _two_passes(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: Workers) -> Evidence:
     """Index all lines, decide, then convert what was chosen."""
-    indexed = list(ordered_map(partial(BlockIndexer, plan), _blocks(sources, workers, PART_BYTES), workers=workers))
-    frames = [one.index for one in indexed if one.index is not None]
-    signatures = _all_signatures(indexed) if plan.dedupe == "near" else None
-    selection = select(pl.concat(frames), plan, signatures)
-    tools, components = Counter[str](), Counter[str]()
-    for one in indexed:
-        tools += one.tools
-        components += one.components
-    del indexed, frames, signatures
-    num_joined_prompts = 0
-    with closing(ordered_map(partial(UnitConverter, plan), _units(plan, sources, selection), workers=workers)) as units_done:
-        for converted in units_done:
-            writer.write(converted.rows, converted.validation)
-            num_joined_prompts += sum(converted.joined)
+    evidence = Evidence()
+    selection = _selected(plan, sources, workers, evidence)
+    for converted in workers.ordered_map(partial(UnitConverter, plan), _units(plan, sources, selection)):
+        writer.write(converted.rows, converted.validation)
+        evidence.num_joined_prompts += sum(converted.joined)
     reasons = selection.index["reason"]
-    counts = reasons.drop_nulls().value_counts().iter_rows()
-    return Evidence(
-        rows_in=selection.index.height,
-        rows_used=reasons.null_count(),
-        dropped=Counter(dict(counts)),
-        num_rows=writer.num_rows,
-        num_joined_prompts=num_joined_prompts,
-        index=selection.index,
-        pairs=selection.units if plan.format.unit == "pair" else None,
-        tools=tools,
-        components=components,
-    )
+    evidence.rows_in, evidence.rows_used = selection.index.height, reasons.null_count()
+    evidence.dropped = Counter(dict(reasons.drop_nulls().cast(pl.String).value_counts().iter_rows()))
+    evidence.num_rows = writer.num_rows
+    evidence.index, evidence.pairs = selection.index, selection.units if plan.format.unit == "pair" else None
+    return evidence
 
 
-def _blocks(sources: Sequence[Source], workers: int, size: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Workers read plain files themselves."""
-    return blocks(sources, size=size) if workers == 1 else blocks(sources, size=PART_BYTES, with_data=False)
+def _selected(plan: Plan, sources: Sequence[Source], workers: Workers, evidence: Evidence) -> Selection:
+    """The first pass and what siblings decide; `evidence` learns of tools and components."""
+    frames = _Frames()
+    with SignatureFile() if plan.dedupe == "near" else nullcontext() as signatures:
+        for indexed in workers.ordered_map(partial(BlockIndexer, plan), _blocks(sources, workers)):
+            if indexed.index is not None:
+                frames.add(indexed.index)
+            if signatures is not None:
+                signatures.skip(indexed.rows_in) if indexed.signatures is None else signatures.append(indexed.signatures)
+            evidence.tools += indexed.tools
+            evidence.components += indexed.components
+        return select(frames.whole(), plan, signatures)
+
+
+class _Frames:
+    """Frames of the same columns, one below the other, in as few pieces as take no second copy of all."""
+
+    def __init__(self) -> None:
+        self._pieces: list[pl.DataFrame] = []
+        self._latest: list[pl.DataFrame] = []
+
+    def add(self, frame: pl.DataFrame) -> None:
+        self._latest.append(frame)
+        if len(self._latest) == FRAMES_PER_PIECE:
+            self._pieces.append(pl.concat(self._latest, rechunk=True))
+            self._latest = []
+
+    def whole(self) -> pl.DataFrame:
+        """All of them; there is at least one. Nothing is left here."""
+        pieces, self._pieces, self._latest = [*self._pieces, *self._latest], [], []
+        return pl.concat(pieces)
+
+
+def _blocks(sources: Sequence[Source], workers: Workers) -> Iterator[Block]:
+    """Other processes read plain files themselves."""
+    return blocks(sources) if workers.num == 1 else blocks(sources, size=PART_BYTES, with_data=False)
 
 
 def _drop_seen(converted: Converted, seen: set[int]) -> None:
@@ -168,15 +193,6 @@ def _drop_seen(converted: Converted, seen: set[int]) -> None:
     converted.joined = list(compress(converted.joined, fresh))
 
 
-def _all_signatures(indexed: Sequence[Converted]) -> np.ndarray | None:
-    """One for every line, of the blocks in order; None where no line has one."""
-    like = next((one.signatures for one in indexed if one.signatures is not None), None)
-    if like is None:
-        return None
-    blank = [np.zeros((one.rows_in, like.shape[1]), dtype=like.dtype) for one in indexed]
-    return np.concatenate([other if one.signatures is None else one.signatures for one, other in zip(indexed, blank, strict=True)])
-
-
 def _units(plan: Plan, sources: Sequence[Source], selection: Selection) -> Iterator[list[Unit]]:
     """The chosen rollouts with their places, in the order in which their rows are written, some at a time."""
     sides = ("first", "second") if plan.format.unit == "pair" else ("first",)
@@ -184,17 +200,18 @@ def _units(plan: Plan, sources: Sequence[Source], selection: Selection) -> Itera
     units, groups = selection.units, selection.groups if plan.format.task_line is not None else None
     if groups is not None:
         units = units.join(groups, on="task", how="left", maintain_order="left")
-    for part in units.iter_slices(UNITS_PER_ITEM):
+    for part in units.iter_slices(UNITS_AT_ONCE):
         places = [_places(index[part[side]], sources) for side in sides]
         validation = index["validation"][part["first"]].fill_null(value=False).to_list()
         told = [None] * part.height if groups is None else part.select(groups.columns).drop("task").rows(named=True)
-        made = zip(zip(*places, strict=True), validation, told, strict=True)
-        yield [Unit(places=of_unit, validation=held_out, group=group) for of_unit, held_out, group in made]
+        made = list(map(Unit, zip(*places, strict=True), validation, told))
+        for start in range(0, len(made), UNITS_PER_ITEM):
+            yield made[start : start + UNITS_PER_ITEM]
 
 
 def _places(lines: pl.DataFrame, sources: Sequence[Source]) -> list[Place]:
     rows = lines.select("source", "line", "offset", "length").iter_rows()
-    return [Place(source=source, file=sources[source].place, span=Span(*span)) for source, *span in rows]
+    return [Place(source, sources[source].place, Span(*span)) for source, *span in rows]
 
 
 def columns_of(inputs: Sequence[Path]) -> list[Column]:
@@ -215,8 +232,9 @@ def _check_inputs(plan: Plan, sources: Sequence[Source]) -> None:
     if plan.where_group is not None:
         check_names(parse_expression(plan.where_group), GROUP_COLUMNS)
     asked = [parse_expression(text) for text in (plan.where, plan.reward) if text is not None]
-    known = set(ROLLOUT_COLUMNS) | _names_in(sources, num_lines=SAMPLED_LINES if asked else 1)
-    known |= _names_of_tasks(plan.task_inputs) if asked else set()
+    names_fields = any(expression.names - ROLLOUT_COLUMNS.keys() for expression in asked)
+    known = set(ROLLOUT_COLUMNS) | _names_in(sources, num_lines=SAMPLED_LINES if names_fields else 1)
+    known |= _names_of_tasks(plan.task_inputs) if names_fields else set()
     for expression in asked:
         check_names(expression, known)
 

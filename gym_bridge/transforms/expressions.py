@@ -22,6 +22,8 @@ MAX_EXPONENT = 1024
 """Powers beyond it, and whole numbers of more bits, have no value."""
 MAX_DIGITS = 20
 """What `round` may be asked for."""
+MAX_LISTED = 30
+"""Known names that an error lists where none is near."""
 
 ALLOWED = (
     "column names, numbers, 'strings', True, False, None, + - * / // % **, < <= > >= == !=, in ['a', 'b'], is None, and, or, not, "
@@ -70,7 +72,8 @@ def check_names(expression: Expression, known: Iterable[str]) -> None:
     """Raises ConfigError for a name of the expression that is not known; it tells the nearest one."""
     known = set(known)
     for name in sorted(expression.names - known):
-        raise ConfigError(f"{expression.text!r} names no known column {name!r}{nearest(name, known)}")
+        hint = nearest(name, known, at_most=MAX_LISTED)
+        raise ConfigError(f"{expression.text!r} names no known column {name!r}{hint or '; --columns lists the known ones'}")
 
 
 def _refusal(text: str, column: int, problem: str) -> ConfigError:

@@ -25,15 +25,26 @@ class Feed(StrictModel):
 
 
 def feeds_of(scored: pl.DataFrame, *, verified_reward: float) -> list[Feed]:
-    """One line an algorithm. `scored` are the rollouts with a reward, with the columns of `transforms.index.SCHEMA`."""
-    scored = scored.select("task", "content", "reward", "truncated", answered=pl.col("answer_chars") > 0)
+    """One line for each algorithm and the formats in which it finds so many rows. `scored` are the rollouts with a reward, with the
+    columns of `transforms.index.SCHEMA`."""
+    answered = (pl.col("answer_chars") > 0).fill_null(value=False)
+    acted = answered | (pl.col("num_tool_calls") > 0).fill_null(value=False)
+    scored = scored.select("task", "content", "reward", "truncated", answered=answered, acted=acted)
     whole = scored.filter(~pl.col("truncated"))
+    acting = whole.filter("acted")
     answered = whole.filter("answered")
     threshold = f"{verified_reward:g}"
     return [
         _feed(
             "sft",
-            ("sft", "response"),
+            ("sft",),
+            int((acting["reward"] >= verified_reward).sum()),
+            f"complete rollouts in which the model answers or calls a tool, with a reward of {threshold} or more",
+            _why_no_act(scored, whole, acting) or f"no such rollout has a reward of {threshold} or more",
+        ),
+        _feed(
+            "sft",
+            ("response",),
             int((answered["reward"] >= verified_reward).sum()),
             f"complete rollouts that end with an answer and have a reward of {threshold} or more",
             _why_no_answer(scored, whole, answered) or f"no answer has a reward of {threshold} or more",
@@ -89,6 +100,12 @@ def _why_nothing(scored: pl.DataFrame) -> str | None:
 
 def _why_none_complete(scored: pl.DataFrame, whole: pl.DataFrame) -> str | None:
     return _why_nothing(scored) or (None if whole.height else "a limit ended every rollout")
+
+
+def _why_no_act(scored: pl.DataFrame, whole: pl.DataFrame, acting: pl.DataFrame) -> str | None:
+    return _why_none_complete(scored, whole) or (
+        None if acting.height else "in no complete rollout the model says or calls anything"
+    )
 
 
 def _why_no_answer(scored: pl.DataFrame, whole: pl.DataFrame, answered: pl.DataFrame) -> str | None:

@@ -33,6 +33,8 @@ class Format:
     """The row of a pair, made of what `row` made of the chosen and of the rejected one; both have `prompt` and `answer`."""
     task_line: Callable[[bytes, Mapping[str, Any]], bytes] | None = None
     """The line of a task, made of the bytes of its row and of the columns of its group; `row` then says who may stand for it."""
+    reads_items: bool = True
+    """False when `row` looks at nothing that was said or called: items then need not be read."""
     heeds: frozenset[str] = frozenset()
     """The fields of FormatOptions that mean something here."""
     min_reward: float | None = None

@@ -10,7 +10,7 @@ import polars as pl
 
 from gym_bridge.schemas.columns import SOLVED_REWARD
 from gym_bridge.transforms.expressions import parse_expression
-from gym_bridge.transforms.near_duplicates import keep_mask
+from gym_bridge.transforms.near_duplicates import Signatures, keep_mask
 from gym_bridge.transforms.pairing import make_pairs
 from gym_bridge.transforms.plan import Plan
 
@@ -30,7 +30,7 @@ class Selection:
     """The group columns of every task, where somebody asks for them."""
 
 
-def select(index: pl.DataFrame, plan: Plan, signatures: np.ndarray | None) -> Selection:
+def select(index: pl.DataFrame, plan: Plan, signatures: Signatures | None) -> Selection:
     """Decide. `signatures` are those of all lines, for near duplicates. Raises ConfigError for an expression that does not fit."""
     index = index.with_row_index("row")
     asks_groups = plan.where_group is not None or plan.format.task_line is not None
@@ -72,17 +72,19 @@ def _where_group(index: pl.DataFrame, groups: pl.DataFrame, text: str) -> pl.Dat
     expression = parse_expression(text)
     reasons = {True: None, False: "where_group", None: "where_group_unknown"}
     held = [None if value is None else bool(value) for value in map(expression.value, groups.iter_rows(named=True))]
-    verdicts = groups.select("task").with_columns(of_group=pl.Series([reasons[one] for one in held], dtype=pl.String))
-    return _with_reasons(index, index.select("task").join(verdicts, on="task", how="left", maintain_order="left")["of_group"])
+    verdicts = groups.select("task").with_columns(of_group=pl.Series([reasons[one] for one in held], dtype=index.schema["reason"]))
+    of_group = index.select("task").join(verdicts, on="task", how="left", maintain_order="left")["of_group"]
+    return index.with_columns(reason=pl.coalesce("reason", of_group))
 
 
-def _deduplicated(index: pl.DataFrame, signatures: np.ndarray | None) -> pl.DataFrame:
+def _deduplicated(index: pl.DataFrame, signatures: Signatures | None) -> pl.DataFrame:
     eligible = _eligible(index, "row", "content", "answer")
     if signatures is None:
-        again, reason = ~pl.struct("content", "answer").is_first_distinct(), "duplicate"
+        # One number in place of two: a struct takes polars three times the memory.
+        again, reason = ~pl.struct("content", "answer").hash().is_first_distinct(), "duplicate"
         rows = eligible.filter(again)["row"]
     else:
-        kept, reason = keep_mask(signatures[eligible["row"].to_numpy()]), "near_duplicate"
+        kept, reason = keep_mask(signatures, eligible["row"].to_numpy()), "near_duplicate"
         rows = eligible["row"].filter(pl.Series(~kept))
     return _dropped(index, rows, reason)
 
@@ -110,8 +112,9 @@ def _pairs(index: pl.DataFrame, plan: Plan) -> tuple[pl.DataFrame, pl.DataFrame]
         )
         for of_part in eligible.with_columns(part=part).partition_by("part", include_key=False) or [eligible]
     ]
-    unpaired = pl.concat([one.unpaired for one in made]).rename({"reason": "of_pairs"})
-    index = _with_reasons(index, index.select("row").join(unpaired, on="row", how="left", maintain_order="left")["of_pairs"])
+    unpaired = pl.concat([one.unpaired for one in made])
+    for reason in unpaired["reason"].unique():
+        index = _dropped(index, unpaired["row"].filter(unpaired["reason"] == reason), reason)
     first_seen = eligible.group_by("task_key").agg(seen=pl.col("row").min())
     pairs = pl.concat([one.pairs for one in made]).join(first_seen, on="task_key", maintain_order="left")
     pairs = pairs.sort("seen", maintain_order=True)
@@ -143,12 +146,9 @@ def _eligible(index: pl.DataFrame, *columns: str, **renamed: str) -> pl.DataFram
     )
 
 
-def _with_reasons(index: pl.DataFrame, reasons: pl.Series) -> pl.DataFrame:
-    """`index` with a reason of each line where it has none."""
-    return index.with_columns(reason=pl.coalesce("reason", reasons))
-
-
 def _dropped(index: pl.DataFrame, rows: pl.Series, reason: str) -> pl.DataFrame:
     """`index` with `reason` on the given rows."""
-    hit = pl.col("row").is_in(rows.implode())
-    return index.with_columns(reason=pl.when(hit).then(pl.lit(reason)).otherwise(pl.col("reason")))
+    hit = np.zeros(index.height, dtype=bool)
+    hit[rows.to_numpy()] = True
+    told = pl.lit(reason, dtype=index.schema["reason"])
+    return index.with_columns(reason=pl.when(pl.Series(hit)).then(told).otherwise("reason"))

@@ -4,7 +4,7 @@ It holds no text: keys are 64-bit hashes, a row is found again by its place. Its
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from gym_bridge.io.rollout_reader import RolloutView
 from gym_bridge.schemas.rollouts import Row
 from gym_bridge.transforms.candidates import Candidate
 from gym_bridge.transforms.plan import Plan
+from gym_bridge.transforms.reasons import REASONS
 from gym_bridge.transforms.row_columns import rollout_columns
 from gym_bridge.transforms.splitting import is_validation
 
@@ -45,7 +46,7 @@ SCHEMA: dict[str, Any] = {
 }
 """`reason`: why it is dropped, null while it may be used. `counts`: it counts in its group. `task`: equal for siblings.
 `content`: the task's content, equal across files. `prompt`, `answer`: in pairs what the format made of the rollout, else its
-prompt without the tools, and what was done. `STATISTICS` and keys are null where nobody asked for them."""
+prompt without the tools, and what was done. Columns that nobody asked for are of nulls, which take no memory."""
 
 MAX_TASK_INDEX = 2**63 - 1
 MAX_COUNT = 2**32 - 1
@@ -63,8 +64,7 @@ class Span(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(NamedTuple):
     """Where a rollout stands."""
 
     source: int
@@ -72,13 +72,40 @@ class Place:
     span: Span
 
 
+def schema_of(plan: Plan) -> dict[str, Any]:
+    """`SCHEMA` as a plan needs it: a reason is a number of one byte, and what nobody asks for is Null."""
+    form, in_pairs = plan.format, plan.format.unit == "pair"
+    asks_groups = plan.where_group is not None or form.task_line is not None
+    asked = {
+        "agent": asks_groups,
+        "task_index": asks_groups,
+        "content": plan.needs_content or plan.with_statistics,
+        "prompt": in_pairs or _tells_prompts(plan),
+        "answer": in_pairs or _tells_answers(plan),
+        "validation": plan.split is not None,
+        **dict.fromkeys(STATISTICS, plan.with_statistics),
+    }
+    reasons = pl.Enum(list(dict.fromkeys((*REASONS, form.lacks))))
+    return {name: dtype if asked.get(name, True) else pl.Null for name, dtype in SCHEMA.items()} | {"reason": reasons}
+
+
+def _tells_prompts(plan: Plan) -> bool:
+    return plan.with_statistics and plan.split is not None
+
+
+def _tells_answers(plan: Plan) -> bool:
+    return plan.dedupe is not None or plan.with_statistics
+
+
 class Indexer:
     """Makes the index of some lines."""
 
-    def __init__(self, plan: Plan):
-        self._plan, self._unit = plan, plan.format.unit
-        self._needs_answer = plan.dedupe is not None or plan.with_statistics
-        self._tells_prompts = plan.with_statistics and plan.split is not None
+    def __init__(self, plan: Plan, schema: Mapping[str, Any]):
+        """`schema` is that of the plan, made once for many indexes."""
+        self._plan, self._unit, self._schema = plan, plan.format.unit, schema
+        self._needs_answer, self._tells_prompts = _tells_answers(plan), _tells_prompts(plan)
+        self._asks_content, self._tells_by_content = plan.needs_content or plan.with_statistics, len(plan.inputs) > 1
+        self._writes_rows = plan.asks_siblings and plan.format.task_line is None
         self._rows: list[tuple[Any, ...]] = []
         self.tools: Counter[str] = Counter()
         """In how many rollouts that count each tool was called."""
@@ -101,27 +128,31 @@ class Indexer:
 
     def frame(self, source: int) -> pl.DataFrame:
         """All lines, in the order in which they were added; `source` is the number of their input."""
+        count = len(self._rows)
         columns = list(zip(*self._rows, strict=True)) or [()] * (len(SCHEMA) - 1)
-        values = dict(zip(list(SCHEMA)[1:], columns, strict=True))
-        return pl.DataFrame({"source": [source] * len(self._rows), **values}, schema=SCHEMA)
+        values = dict(zip(SCHEMA, [[source] * count, *columns], strict=True))
+        unknown = [None] * count
+        return pl.DataFrame(
+            [pl.Series(name, unknown if dtype is pl.Null else values[name], dtype) for name, dtype in self._schema.items()]
+        )
 
     def _told(self, view: RolloutView, row: Row | None) -> tuple[Any, ...]:
         """The columns from `truncated` to `validation`."""
         plan, agent, task_index = self._plan, view.agent, view.task_index
-        content = self._content(view)
-        task = f"{agent}:".encode() + content if len(plan.inputs) > 1 else view.task.encode()
+        content = self._content(view) if self._asks_content else b""
+        task = f"{agent}:".encode() + content if self._tells_by_content else view.task.encode()
         held_out = is_validation(content, fraction=plan.split, seed=plan.seed) if plan.split is not None else None
         if task_index is not None and abs(task_index) > MAX_TASK_INDEX:
             task_index = None
-        content_key = int.from_bytes(content[:8], "little")
+        content_key = int.from_bytes(content[:8], "little") if content else 0
         return (view.truncated, agent, task_index, key_of(task), content_key, *self._keys(row, view), view.reward, held_out)
 
     def _content(self, view: RolloutView) -> bytes:
-        """The key of the task's content, where it is needed. What a report alone wants to know makes no bad row."""
+        """The key of the task's content. What a report alone wants to know makes no bad row."""
         if self._plan.needs_content:
             return view.content_key()
         try:
-            return view.content_key() if self._plan.with_statistics else b""
+            return view.content_key()
         except DataError:
             return b""
 
@@ -132,10 +163,12 @@ class Indexer:
         if self._unit == "pair":
             orjson.dumps([value for name, value in row.items() if name not in ("prompt", "answer")])
             return json_key(row["prompt"]), json_key(row["answer"])
-        if self._plan.asks_siblings:
+        if self._writes_rows:
             orjson.dumps(row)
+        if not self._needs_answer:
+            return None, None
         prompt = key_of(content_key(view.context, [])) if self._tells_prompts else None
-        return prompt, key_of(view.answer_key()) if self._needs_answer else None
+        return prompt, key_of(view.answer_key())
 
     def _statistics(self, view: RolloutView | None) -> tuple[int | None, ...]:
         if view is None:

@@ -5,13 +5,13 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from gym_bridge.errors import GymBridgeError
 
@@ -31,27 +31,48 @@ class WorkerDiedError(GymBridgeError, RuntimeError):
     exit_code = 1
 
 
-def ordered_map(
-    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, workers: int
-) -> Generator[Result, None, None]:
-    """What the function that `make` makes gives for every item, in order.
+class Workers:
+    """Processes for one piece of work after another; a `with` block ends them. With `num` 1 there are none, and all is done here.
 
-    The function is made once in every process. Several workers are processes; `make`, items and results are then pickled. They end
-    with the generator: close it when an error leaves it half consumed.
-    Raises what making or calling it raises, for the first item that it raises for, and WorkerDiedError when a process dies.
+    They start with the first item, from a server that has imported what they need once.
     """
-    if workers == 1:
-        yield from map(make(), items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    context = multiprocessing.get_context("spawn")
-    watched, held = context.Pipe(duplex=False)
-    with watched, held, ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(make, watched)) as pool:
+
+    def __init__(self, num: int, *, imports: Sequence[str] = ()):
+        """`imports` are the modules that the functions to come are made of."""
+        self.num, self._imports = num, list(imports)
+        self._pool: ProcessPoolExecutor | None = None
+        self._pipe: tuple[Connection, Connection] | None = None
+        self._num_maps = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._pool is None or self._pipe is None:
+            return
+        watched, held = self._pipe
+        if kind is not None:
+            held.close()  # nobody wants the results any more: do not wait for those that are under way
+        self._pool.shutdown(cancel_futures=True)
+        held.close()
+        watched.close()
+
+    def ordered_map(self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]) -> Iterator[Result]:
+        """What the function that `make` makes gives for every item, in order.
+
+        The function is made once in every process; `make`, items and results are pickled. Raises what making or calling it raises,
+        for the first item that it raises for, and WorkerDiedError when a process dies.
+        """
+        if self.num == 1:
+            yield from map(make(), items)
+            return
+        self._num_maps += 1
+        waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
-                with _ctrl_c_held_back():  # workers start with the first item
-                    waiting.append(pool.submit(_work, item))
-                if len(waiting) >= workers * WAITING_PER_WORKER:
+                with _ctrl_c_held_back():  # workers start with the first items
+                    waiting.append(self._started().submit(_work, self._num_maps, make, item))
+                if len(waiting) >= self.num * WAITING_PER_WORKER:
                     yield _result(waiting.popleft())
             while waiting:
                 yield _result(waiting.popleft())
@@ -60,9 +81,14 @@ def ordered_map(
                 "a worker process died: killed for want of memory (try fewer --workers), or started by a script that does not "
                 "keep its own work under `if __name__ == '__main__':`"
             ) from error
-        except BaseException:
-            held.close()  # nobody wants the results any more: do not wait for those that are under way
-            raise
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(self._imports)
+            self._pipe = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.num, mp_context=context, initializer=_begin, initargs=self._pipe[:1])
+        return self._pool
 
 
 def _result(future: Future[Result]) -> Result:
@@ -72,22 +98,20 @@ def _result(future: Future[Result]) -> Result:
     return future.result()
 
 
-_make: Callable[[], Callable[[Any], Any]] | None = None
-_function: Callable[[Any], Any] | None = None
+_made: tuple[int, Callable[[Any], Any]] | None = None
+"""The function of the map that is under way, and the number of that map."""
 
 
-def _begin(make: Callable[[], Callable[[Any], Any]], watched: Connection) -> None:
-    """Remember what to do; what goes wrong in making it is told with the first item, not by breaking the pool."""
-    global _make
-    _make = make
+def _begin(watched: Connection) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
 
 
-def _work(item: Any) -> Any:
-    global _function
-    assert _make is not None
-    _function = _function or _make()
-    return _function(item)
+def _work(number: int, make: Callable[[], Callable[[Any], Any]], item: Any) -> Any:
+    global _made
+    if _made is None or _made[0] != number:
+        _made = (number, make())
+    return _made[1](item)
 
 
 def _end_with(watched: Connection) -> None:

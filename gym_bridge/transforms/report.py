@@ -57,6 +57,8 @@ class TransformReport(StrictModel):
     """Rollouts below were dropped."""
     spooled: list[str] = Field(default_factory=list)
     """Inputs that were copied to a temporary file first: stdin, pipes, and what two passes cannot find their way in."""
+    tasks_from_rollouts: list[str] = Field(default_factory=list)
+    """Inputs without materialized inputs, so that their task rows are rollouts' rows, in which fields of a verifier may stand."""
     statistics: Statistics | None = None
     """What the rollouts are like; null when no report was asked for."""
 
@@ -77,6 +79,9 @@ class TransformReport(StrictModel):
             lines.append(f"--min-reward {self.min_reward:g} is in force; --min-reward none lifts it")
         if self.spooled:
             lines.append(f"copied to a temporary file first: {', '.join(self.spooled)}")
+        if self.tasks_from_rollouts:
+            beside = "without materialized inputs beside it, tasks are rows of rollouts, and fields that a verifier added stay"
+            lines.append(f"{beside}: {', '.join(self.tasks_from_rollouts)}")
         return "\n".join(lines)
 
     @model_validator(mode="after")
@@ -101,8 +106,15 @@ def make_report(evidence: Evidence, plan: Plan, *, spooled: list[str]) -> Transf
         num_joined_prompts=evidence.num_joined_prompts,
         min_reward=plan.min_reward,
         spooled=spooled,
+        tasks_from_rollouts=_tasks_from_rollouts(plan),
         statistics=statistics,
     )
+
+
+def _tasks_from_rollouts(plan: Plan) -> list[str]:
+    if plan.format.task_line is None:
+        return []
+    return [str(path) for path, inputs in zip(plan.inputs, plan.task_inputs, strict=True) if inputs is None]
 
 
 def write_report(report: TransformReport, path: Path) -> None:

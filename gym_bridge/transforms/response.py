@@ -7,7 +7,7 @@ from gym_bridge.transforms.texts import answer_of, prompt_text
 
 
 def response_row(rollout: RolloutView, options: RowOptions) -> Row | None:
-    """The task's prompt and the answer, as text. None when the rollout does not end with an assistant's text."""
+    """The task's prompt and the answer, as text. None when the rollout has no such answer."""
     answer = answer_of(rollout, options)
     return None if answer is None else {"input": prompt_text(rollout), "output": answer}
 

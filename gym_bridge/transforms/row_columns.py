@@ -8,6 +8,7 @@ from gym_bridge.io.rollout_reader import RolloutView
 from gym_bridge.schemas.columns import ROLLOUT_COLUMNS
 from gym_bridge.schemas.content import TEXT_PARTS
 from gym_bridge.schemas.rollouts import ATTEMPT_INDEX, FAILURE_CLASS, Item, Row
+from gym_bridge.transforms.texts import last_word
 
 MAX_PATH = 6
 """Names of a dotted path that `known_names` lists."""
@@ -103,7 +104,7 @@ def _tools_used(view: RolloutView) -> list[str]:
 
 
 def _answer_chars(view: RolloutView) -> int | None:
-    last = view.output[-1] if view.output else {}
+    last = last_word(view.output or ()) or {}
     return _num_chars(last) if last.get("role") == "assistant" and last.get("type") in (None, "message") else None
 
 

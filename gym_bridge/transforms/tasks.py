@@ -4,6 +4,7 @@ The bytes of a task's fields are copied as they stand in the materialized inputs
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -40,6 +41,9 @@ OF_ROLLOUTS = OUTPUTS | {
 }
 """Fields of a rollout's row that tell how it ended, not what was asked. In a task's row they are the task's own."""
 
+KEPT = 1024
+"""Names of fields that are kept as JSON."""
+
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -54,9 +58,14 @@ def task_line(line: bytes, group: Mapping[str, Any]) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"no JSON object: {error}") from None
     foreign = OF_ATTEMPTS if OUTPUTS.isdisjoint(fields) else OF_ATTEMPTS | OF_ROLLOUTS
-    parts = [orjson.dumps(name) + b":" + bytes(value) for name, value in fields.items() if name not in foreign]
-    parts += [b'"gym_bridge":' + orjson.dumps(dict(group))] if group else []
-    return b"{" + b",".join(parts) + b"}\n"
+    parts = [part for name, value in fields.items() if name not in foreign for part in (b",", _key(name), value)]
+    parts += [b',"gym_bridge":', orjson.dumps(dict(group))] if group else []
+    return b"{" + b"".join(parts)[1:] + b"}\n"
+
+
+@lru_cache(maxsize=KEPT)
+def _key(name: str) -> bytes:
+    return orjson.dumps(name) + b":"
 
 
 def _anyone(rollout: RolloutView, options: RowOptions) -> Row:
@@ -64,4 +73,4 @@ def _anyone(rollout: RolloutView, options: RowOptions) -> Row:
     return {}
 
 
-TASKS = Format(row=_anyone, unit="task", task_line=task_line, takes_truncated=True)
+TASKS = Format(row=_anyone, unit="task", task_line=task_line, takes_truncated=True, reads_items=False)

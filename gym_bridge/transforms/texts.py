@@ -1,12 +1,14 @@
 """Prompts and answers as text, for formats that hold no messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
 
 from gym_bridge.io.rollout_reader import RolloutView
+from gym_bridge.io.row_items import is_heard
 from gym_bridge.schemas.chat import Message, answer_text, chat_messages, rollout_messages
+from gym_bridge.schemas.rollouts import Item
 from gym_bridge.transforms.format import RowOptions
 
 
@@ -24,17 +26,34 @@ def _in_prompt(message: Message) -> str:
 
 
 def answer_of(rollout: RolloutView, options: RowOptions) -> str | None:
-    """The answer as `options.flatten` wants it; None when the rollout does not end with an assistant's text.
+    """The answer as `options.flatten` wants it; None when the rollout has no such answer. Raises DataError for content that is no
+    text.
 
-    `final` is the last answer alone, `transcript` all that the model and its tools said. Raises DataError for content that is
-    no text.
+    `final` is the last answer alone: there is none when the model's last word is a tool call. `transcript` is all that the model
+    and its environment said, up to the model's last text or call; there is none when the model said and called nothing.
     """
-    final = answer_text(rollout.output[-1]) if rollout.output else None
-    if final is None or not final.strip():
-        return None
-    if options.flatten != "transcript":
-        return final
+    return final_answer(rollout) if options.flatten != "transcript" else _told(rollout)
+
+
+def final_answer(rollout: RolloutView) -> str | None:
+    """The text of the model's last word, whatever a user or the environment said after it; None when that is a tool call or blank.
+
+    Raises DataError for content that is no text.
+    """
+    last = last_word(rollout.output or ())
+    answer = answer_text(last) if last is not None else None
+    return answer if answer is not None and answer.strip() else None
+
+
+def last_word(output: Sequence[Item]) -> Item | None:
+    """The last item that is no message to the model, a tool's output among them; None without one."""
+    return next((item for item in reversed(output) if not is_heard(item)), None)
+
+
+def _told(rollout: RolloutView) -> str | None:
     messages, num_prompt_messages = rollout_messages(rollout.context, rollout.output or (), arguments="string")
+    if not cut_after_last_answer(messages, num_prompt_messages):
+        return None
     return transcript(messages[num_prompt_messages:])
 
 

@@ -272,15 +272,25 @@ def test_other_datasets_are_sharded_too(gym_bridge, tmp_path):
         (["validation=more.jsonl", "--split", 0.5], "--split takes validation rows out of train, but a validation file is given"),
         (["--split", 1.5], "split=1.5: Input should be less than 1"),
         (["none.jsonl"], "none.jsonl: No such file or directory"),
+        (["validation=empty.jsonl"], "empty.jsonl: no good row there for validation; expected one JSON object a line"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(gym_bridge, tmp_path, monkeypatch, more: list[Any], message: str):
     monkeypatch.chdir(tmp_path)
     write(Path("tasks.jsonl"), task("q0"), task("q1"))
     write(Path("more.jsonl"), task("q2"))
+    write(Path("empty.jsonl"))
     ended = gym_bridge("prep", "tasks.jsonl", *more, "--output", "out")
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended
     assert message in ended.err
+
+
+@pytest.mark.parametrize("options", [[], ["--split", 0.5], ["--on-bad-row", "skip"]])
+def test_a_file_without_a_row_is_refused_and_nothing_is_written(gym_bridge, tmp_path, options: list[Any]):
+    ended = gym_bridge("prep", write(tmp_path / "empty.jsonl"), *options, "--output", tmp_path / "out")
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended
+    assert "empty.jsonl: no good row there for train" in ended.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dataset_that_nobody_knows_is_asked_for(gym_bridge, tmp_path):

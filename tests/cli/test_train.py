@@ -61,7 +61,7 @@ def test_later_configs_win(gym_bridge, tmp_path: Path):
     [
         (["sft", "--config", "sft/tinny"], "no shipped config 'sft/tinny'; did you mean 'sft/tiny'"),
         (["sft", "--config", "sft/tiny"], "'data.train' is required; set data.train=..."),
-        (["sft", "--config", "sft/tiny", "data.train=x", "policy.lrr=1"], "unknown key 'policy.lrr'; did you mean 'lr'?"),
+        (["sft", "--config", "sft/tiny", "data.train=x", "policy.lrr=1"], "unknown key 'policy.lrr'; did you mean 'lr' or 'lora'?"),
         (["sft", "--config", "sft/tiny", "data.train=x", "policy.lr=fast"], "policy.lr='fast': Input should be a valid number"),
         (["sft", "--config", "sft/tiny", "data.train"], "override 'data.train' has no '='"),
         (["sft", "--config", "rlvr/tiny", "data.train=x"], "unknown key 'env'"),
@@ -75,7 +75,10 @@ def test_later_configs_win(gym_bridge, tmp_path: Path):
             ["dpo", "data.train=x", "algorithm.margin=1"],
             "algorithm.margin has no effect on algorithm.loss=sigmoid; it is",
         ),
-        (["dpo", "data.train=x", "algorithm.loss=dpo"], "algorithm.loss='dpo': Input should be 'sigmoid', 'robust'"),
+        (
+            ["dpo", "data.train=x", "algorithm.loss=dpo"],
+            "algorithm.loss='dpo': no loss of this name; did you mean 'ipo' or 'orpo'?",
+        ),
         (["dpo", "data.train=x", "algorithm.label_smoothing=0.5"], "algorithm.label_smoothing=0.5: Input should be less than 0.5"),
         (["dpo", "--config", "rlvr/tiny", "data.train=x"], "unknown key 'env'"),
         (["sft", "data.train=x", "--dryrun"], "No such option '--dryrun'"),

@@ -17,7 +17,7 @@ def write(path: Path, *rows: dict) -> Path:
 
 
 def metrics(run: Path) -> list[dict]:
-    timed = ("train_s", "trained_tokens_per_s", "source_s", "step_s")
+    timed = ("train_s", "trained_tokens_per_s", "tokens_per_s", "source_s", "step_s", "peak_memory_gib")
     return [
         {name: value for name, value in json.loads(line).items() if name not in timed}
         for line in (run / "metrics.jsonl").read_text().splitlines()
@@ -128,7 +128,7 @@ def test_dropped_pairs_are_told(gym_bridge, command, tmp_path: Path, caplog: pyt
     [
         ([{"messages": []}], [], "dpo.jsonl:1: no column 'prompt'; expected 'prompt', 'chosen' and 'rejected', or 'context' and"),
         ([PAIRS[0], {**PAIRS[0], "rejected": "2"}], [], "dpo.jsonl:2: chosen and rejected are equal"),
-        ([PAIRS[0]], ["data.max_length=5"], "dpo.jsonl: every row has more than data.max_length=5 tokens; raise it"),
+        ([PAIRS[0]], ["data.max_length=5"], "dpo.jsonl: no row is left of 1: 1 too_long; raise data.max_length=5"),
         ([], [], "dpo.jsonl: the file is empty; expected one JSON object a line"),
         (None, [], "dpo.jsonl: No such file or directory"),
         (

@@ -53,7 +53,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(gym_bridge, command, tmp_path
     [
         ([{"messages": []}], [], "dpo.jsonl:1: no column 'prompt'"),
         ([PAIRS[0]], ["data.margin=gap"], "dpo.jsonl:1: the row's margin 'gap' is None; expected a number of at least 0"),
-        ([PAIRS[0]], ["data.max_length=5"], "dpo.jsonl: every row has more than data.max_length=5 tokens; raise it"),
+        ([PAIRS[0]], ["data.max_length=5"], "dpo.jsonl: no row is left of 1: 1 too_long; raise data.max_length=5"),
         (None, [], "dpo.jsonl: No such file or directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Ctrl-C and a full disk in `train`: one line, the right exit code, and the same command goes on."""
+"""Ctrl-C, SIGTERM, a spent time budget and a full disk in `train`: one line, the right exit code, and the same command goes on."""
 
 import json
 import subprocess
@@ -86,6 +86,50 @@ def test_ctrl_c_saves_the_steps_taken_and_the_same_command_goes_on(kind, child, 
     if kind == "grpo":
         keys = rollout_keys(run / "rollouts.jsonl")
         assert len(keys) == len(set(keys)) >= 8 * steps(run)[-1]
+
+
+def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(child, command, gym_bridge, tmp_path: Path):
+    run = tmp_path / "run"
+    running = child(*command("sft", run, "--quiet"))
+    wait_for_steps(run, 3, running)
+    running.process.terminate()
+    ended = running.ended()
+    taken = steps(run)[-1]
+    checkpoint = run / "checkpoints" / f"step_{taken:08d}"
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == f"{run}: stopped by SIGTERM after {taken} steps; checkpoint {checkpoint}\n"
+    more = gym_bridge(*command("sft", run, f"trainer.max_steps={taken + 2}", "--quiet", "--json"))
+    assert (more.code, json.loads(more.out)["steps"], json.loads(more.out)["stopped"]) == (0, taken + 2, "max_steps")
+    assert steps(run) == list(range(1, taken + 3))
+
+
+def test_a_spent_time_budget_ends_well_and_the_same_command_goes_on(command, gym_bridge, tmp_path: Path):
+    run = tmp_path / "run"
+    ended = gym_bridge(*command("sft", run, "trainer.max_time_s=0.2", "--quiet"))
+    taken = steps(run)[-1]
+    assert (ended.code, ended.err) == (0, "")
+    assert f"stopped by trainer.max_time_s after {taken} steps" in ended.out
+    assert gym_bridge(*command("sft", run, "trainer.max_time_s=0.2", "--quiet")).code == 0
+    assert steps(run)[-1] > taken
+
+
+def test_the_best_checkpoint_is_a_model_and_patience_ends_the_run(command, gym_bridge, rows: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(rows.read_text().replace('"4"', '"5"').splitlines()[0])
+    watched = ["policy.lr=1e-2", "trainer.validate_every=2", "trainer.patience=2", "trainer.keep_best=true"]
+    argv = command("sft", run, f"data.validation.held_out={held_out}", *watched, "--quiet")
+    ended = gym_bridge(*argv)
+    assert ended.code == 0, ended.err
+    assert "stopped early by trainer.patience after " in ended.out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["validation/held_out/loss"] for line in lines if "validation/held_out/loss" in line}
+    best = min((loss, step) for step, loss in found.items() if step)[1]
+    assert list(found) == list(range(0, best + 5, 2))
+    link = run / "checkpoints" / "best"
+    assert link.resolve() == run / "checkpoints" / f"step_{best:08d}"
+    again = gym_bridge(*command("sft", tmp_path / "more", f"policy.model={link}", "trainer.max_steps=1", "--quiet"))
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])

@@ -11,6 +11,7 @@ import pytest
 
 from gym_bridge.io.rollout_reader import RolloutView
 from gym_bridge.schemas.rollouts import Row
+from gym_bridge.transforms.engine import WORKERS_FROM_BYTES
 from gym_bridge.transforms.format import Format, RowOptions
 from tests.transforms.stage import line, rollouts, rows_of
 
@@ -20,6 +21,8 @@ from .test_kills import children_of, is_running, wait_until
 HELD, HOLDS = 1500, "holds"
 """At which rollout SLOW holds, and the file beside the tasks that it makes then."""
 GONE_WITHIN_S = 10.0
+BLANK = b" " * (1 << 20) + b"\n"
+"""A line that is passed over; with many of them a file is worth several workers."""
 
 
 def held(rollout: RolloutView, options: RowOptions) -> Row:
@@ -60,6 +63,15 @@ def test_rows_are_exit_0_with_the_counts_in_text_and_in_json(gym_bridge, tmp_pat
     }
     assert {name: told[name] for name in expected} == expected
     assert len(rows_of(out)) == 2
+
+
+def test_a_quiet_run_tells_its_rows_alone(gym_bridge, tmp_path: Path):
+    out = tmp_path / "out.jsonl"
+    ended = gym_bridge("transform", small(tmp_path), "--to", "sft", "--output", out, "--quiet")
+    assert (ended.code, ended.out, ended.err) == (0, f"{out}: 1 row from 1 of 3 rollouts\n", "")
+    ended = gym_bridge("transform", small(tmp_path), "--to", "sft", "--output", out, "--min-reward", "2", "--quiet")
+    assert (ended.code, ended.out) == (2, "")
+    assert "2 low_reward" in ended.err
 
 
 def test_a_report_is_json_with_a_page_beside_it(gym_bridge, tmp_path: Path):
@@ -196,7 +208,7 @@ def run_that_holds(child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         mark = str(tmp_path / HOLDS)
         padding = "x" * (1 << 12)
         lines = (line(1.0, padding, task=task, task_id=mark) for task in range(HELD + 100))
-        path = rollouts(tmp_path, *lines)
+        path = rollouts(tmp_path, *lines, *[BLANK] * (WORKERS_FROM_BYTES // len(BLANK) if workers > 1 else 0))
         (tmp_path / "out.jsonl").write_text("before\n")
         (tmp_path / "report.json").write_text("before\n")
         argv = ["transform", path, "--to", f"{__name__}:SLOW", "--where", "task_id != ''", "--output", tmp_path / "out.jsonl"]
@@ -205,7 +217,8 @@ def run_that_holds(child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert running.process.poll() is None, running.ended().err
         assert len(list(tmp_path.glob(".out.jsonl.*.tmp"))) == 1
         found = children_of(running.process.pid)
-        assert len(found) == (0 if workers == 1 else 3)  # the third one tracks what workers share
+        found += [pid for child_pid in found for pid in children_of(child_pid)]
+        assert len(found) == (0 if workers == 1 else 4)  # what tracks that which workers share, what starts them, and they
         return running, found
 
     return start
@@ -244,10 +257,7 @@ def test_a_kill_leaves_no_worker_and_the_old_output(run_that_holds, tmp_path: Pa
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_one_line(run_that_holds, tmp_path: Path):
     running, found = run_that_holds(workers=2)
-    for pid in found:
-        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
-            break
+    os.kill(found[-1], signal.SIGKILL)
     ended = running.ended()
     assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
     assert ended.err.startswith("gym-bridge: a worker process died: killed for want of memory (try fewer --workers)")

@@ -49,6 +49,21 @@ def test_a_line_without_a_step_is_named(tmp_path: Path, line: bytes):
     assert path.read_bytes().startswith(b'{"step":1}\n' + line)
 
 
+def test_what_is_written_again_of_the_resumed_step_stands_there_once(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step":2,"loss":1.0}\n{"step":2,"validation/a/loss":3.0}\n')
+    writer = JsonlMetrics(path, resume_step=2)
+    for step, metrics in ((2, {"validation/a/loss": 3.0}), (2, {"validation/b/loss": 4.0}), (3, {"loss": 0.5}), (3, {"loss": 0.5})):
+        writer.write(step, metrics)
+    assert [{**row} for _, row in read_jsonl(path)] == [
+        {"step": 2, "loss": 1.0},
+        {"step": 2, "validation/a/loss": 3.0},
+        {"step": 2, "validation/b/loss": 4.0},
+        {"step": 3, "loss": 0.5},
+        {"step": 3, "loss": 0.5},
+    ]
+
+
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     JsonlMetrics(path).write(1, {"loss": float("nan")})
@@ -72,6 +87,15 @@ def test_unfinished_progress_tells_the_time_left():
         progress.advance({})
     assert stream.getvalue().startswith("collect: 1/1000000000 in 0 s (")
     assert stream.getvalue().endswith(" s left)\n")
+
+
+def test_numbers_can_be_shown_without_anything_done():
+    stream = io.StringIO()
+    with Progress("train", total=2, quiet=False, stream=stream) as progress:
+        progress.advance({"loss": 2.0})
+        progress.show({"validation": 1.5})
+    assert stream.getvalue().startswith("train: 1/2 in ")
+    assert stream.getvalue().endswith(" validation 1.5\n")
 
 
 def test_progress_without_a_total_and_quiet_progress():
@@ -110,6 +134,10 @@ class Trainer(BaseModel):
 
     output: str = "runs/a"
     max_steps: int | None = 2
+    max_time_s: float | None = None
+    keep_best: bool = False
+    patience: int | None = None
+    watch: str | None = None
     seed: int = 0
 
 
@@ -145,6 +173,56 @@ def test_the_same_run_goes_on_also_for_more_steps_and_another_is_refused_with_wh
     run.begin(Settings(), digests={"model": "abc"})
 
 
+class Scheduled(BaseModel):
+    """A stand-in for the policy's section."""
+
+    schedule: str = "cosine"
+    schedule_steps: int | None = None
+    schedule_options: dict[str, int] = {}
+
+
+class ScheduledSettings(Settings):
+    """Settings of a run whose learning rate falls."""
+
+    policy: Scheduled = Scheduled()
+
+
+def begun(tmp_path: Path, settings: BaseModel) -> RunDirectory:
+    """A run that took a step with these settings."""
+    run = RunDirectory(tmp_path / "run")
+    run.begin(settings, digests={})
+    run.metrics.write_bytes(b'{"step":1}\n')
+    return run
+
+
+def test_what_ends_a_run_or_keeps_checkpoints_may_change_and_what_is_watched_may_not(tmp_path: Path):
+    run = begun(tmp_path, Settings())
+    run.begin(Settings(trainer=Trainer(max_time_s=60.0, keep_best=True, patience=3)), digests={})
+    with pytest.raises(ConfigError, match=r"settings\.trainer\.watch: None then, 'a/loss' now"):
+        run.begin(Settings(trainer=Trainer(watch="a/loss")), digests={})
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Scheduled(schedule="constant_with_warmup"),
+        Scheduled(schedule="inverse_sqrt"),
+        Scheduled(schedule_steps=100),
+        Scheduled(schedule="warmup_stable_decay", schedule_options={"num_stable_steps": 5}),
+    ],
+)
+def test_more_steps_are_the_same_run_where_the_learning_rates_stay(tmp_path: Path, policy: Scheduled):
+    run = begun(tmp_path, ScheduledSettings(policy=policy))
+    run.begin(ScheduledSettings(policy=policy, trainer=Trainer(max_steps=9)), digests={})
+
+
+def test_more_steps_are_another_run_where_the_learning_rate_falls_to_the_last_of_them(tmp_path: Path):
+    run = begun(tmp_path, ScheduledSettings())
+    message = r"max_steps: 2 then, 9 now\); policy.schedule falls over trainer.max_steps unless policy.schedule_steps is set"
+    with pytest.raises(ConfigError, match=message):
+        run.begin(ScheduledSettings(trainer=Trainer(max_steps=9)), digests={})
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"settings": 1, "digests": {}}'])
 def test_a_manifest_of_something_else_is_refused_and_kept(tmp_path: Path, content: bytes):
     (tmp_path / "manifest.json").write_bytes(content)
@@ -175,6 +253,18 @@ def test_the_newest_checkpoints_are_kept_and_found(tmp_path: Path):
     assert run.last_checkpoint() == run.checkpoint(100)
     run.keep_last(2)
     assert sorted(one.name for one in run.checkpoints.glob("step_*")) == ["step_00000010", "step_00000100"]
+
+
+def test_the_best_checkpoint_is_kept_wherever_the_run_is_moved(tmp_path: Path):
+    run = RunDirectory(tmp_path / "run")
+    for step in (1, 2, 3):
+        make_checkpoint(run, step)
+    for best in (2, 1, 1):
+        run.mark_best(best)
+    run.keep_last(1)
+    assert sorted(one.name for one in run.checkpoints.iterdir()) == ["best", "step_00000001", "step_00000003"]
+    moved = run.path.rename(tmp_path / "moved")
+    assert model_directory_of(moved / "checkpoints" / "best") == moved / "checkpoints" / "step_00000001" / "model"
 
 
 def test_a_model_is_a_run_a_checkpoint_or_a_directory(tmp_path: Path):

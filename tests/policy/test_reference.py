@@ -4,6 +4,7 @@ import torch
 
 from gym_bridge.errors import PolicyError
 from gym_bridge.policy.reference import with_ref_logprobs
+from tests.policy.stage import mean_nll, open_policy
 
 
 @pytest.fixture
@@ -61,3 +62,32 @@ def test_a_disk_that_refuses_is_a_policy_error(sequences, tmp_path):
     (tmp_path / "file").write_text("no directory")
     with pytest.raises(PolicyError, match=r"cannot write .*: (Not a directory|File exists)"):
         with_ref_logprobs(sequences, directory=tmp_path / "file", model="a", compute=Counted())
+
+
+def test_the_reference_of_a_whole_model_is_the_first_one_read_again(tiny_llama, group, tmp_path):
+    first = open_policy(tiny_llama).logprobs(group)
+    policy = open_policy(tiny_llama, schedule="linear", total_steps=9)
+    assert same_tensors(policy.reference_logprobs(group), first)
+    policy.step([group], mean_nll)
+    policy.save(tmp_path / "step", source_state={})
+    resumed = open_policy(tiny_llama)
+    resumed.load(tmp_path / "step")
+    for one in (policy, resumed):
+        assert not same_tensors(one.logprobs(group), first)
+        assert same_tensors(one.reference_logprobs(group), first)
+
+
+def test_a_checkpoint_is_never_its_own_reference(tiny_llama, group, tmp_path):
+    policy = open_policy(tiny_llama)
+    policy.step([group], mean_nll)
+    policy.save(tmp_path / "step", source_state={})
+    resumed = open_policy(tmp_path / "step" / "model")
+    resumed.load(tmp_path / "step")
+    with pytest.raises(PolicyError, match="is a checkpoint, no reference; open the policy from the run's first model, then load"):
+        resumed.reference_logprobs(group)
+    another_run = open_policy(tmp_path / "step" / "model")
+    assert same_tensors(another_run.reference_logprobs(group), policy.logprobs(group))
+
+
+def same_tensors(found, expected):
+    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

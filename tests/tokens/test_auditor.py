@@ -95,7 +95,8 @@ def test_a_pair_is_two_sequences_and_the_longer_one_counts(audit, renderer):
             "the two completions are equal",
         ),
         (RANKED, {**RANKED, "context": None}, "expected a list of messages, found NoneType"),
-        (TASK, {"responses_create_params": {"input": []}}, "'responses_create_params' holds no input"),
+        (TASK, {"responses_create_params": {}}, "responses_create_params.input is neither a text nor a list of items"),
+        (TASK, {"_hf_placeholder": {"row": 3}, "dataset": "d"}, "an unresolved _hf_placeholder; run gym-bridge prep on the file"),
         (TASK, CHAT, "the row is of kind sft; the first row is of kind tasks"),
         (rollout(0, items=[said("4")]), {"a": 1}, "the row is of kind unknown; the first row is of kind rollouts"),
         (rollout(0, items=[said("4")]), rollout(1, items="x"), "'output' is of type str; expected a list of objects"),
@@ -116,6 +117,13 @@ def test_wrong_columns_and_mixed_kinds_are_problems(audit, good, bad, message):
     report = audit(good, bad)
     assert [(line, check, text) for line, check, text in told(report) if check == "columns"] == [(2, "columns", message)]
     assert report.num_problems == 1
+
+
+def test_a_task_may_leave_the_first_word_to_its_environment_but_an_image_has_no_tokens(audit):
+    first = {"responses_create_params": {"input": []}}
+    image = {"role": "user", "content": [{"type": "input_image", "image_url": "data:,x"}]}
+    report = audit(TASK, first, {"responses_create_params": {"input": [image]}})
+    assert told(report) == [(3, "chat", "content part of type 'input_image' is no text")]
 
 
 def test_a_line_that_is_no_json_is_a_problem_too(audit):

@@ -12,9 +12,13 @@ from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.policy.reference import with_ref_logprobs
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.seams import Loss
-from gym_bridge.schemas.settings import DPOAlgorithm, DPOSettings
-from gym_bridge.trainers.dpo import DPOSource, load_pairs, other_answers, preference_loss
+from gym_bridge.schemas.settings import DPOAlgorithm, DPOSettings, PreferenceData
+from gym_bridge.tokens.renderers import load_renderer
+from gym_bridge.tokens.sample_files import Limits, read_samples
+from gym_bridge.trainers.dpo import DPOSource, other_answers, pair_reader, preference_loss
+from gym_bridge.trainers.epochs import Dataset
 from tests.policy.test_torch_policy import gradients_of_step
+from tests.tokens.vocabularies import write_qwen3
 
 LOSSES = ("sigmoid", "robust", "ipo", "simpo", "orpo", "kto")
 
@@ -54,7 +58,7 @@ def referred(pairs, *, shift=0.3):
 
 def open_source(pairs, chosen, policy, directory):
     refer = partial(with_ref_logprobs, directory=directory / "ref", model="start", compute=policy.logprobs)
-    return DPOSource(pairs, chosen, refer=refer, logprobs=policy.logprobs)
+    return DPOSource(Dataset.of(pairs), chosen, refer=refer, logprobs=policy.logprobs)
 
 
 def alone(directory, pairs, algorithm):
@@ -99,7 +103,7 @@ def test_any_cut_into_microbatches_gives_one_loss_one_gradient_and_one_set_of_me
     scale = max(1.0, whole[1].metrics["grad_norm"])  # that of ipo is in the hundreds
     for name, gradient in whole[0].items():
         torch.testing.assert_close(parts[0][name] / scale, gradient / scale, atol=1e-5, rtol=1e-4)
-    for name in {*whole[1].metrics} - {"train_s", "trained_tokens_per_s", "num_packed_tokens"}:
+    for name in {"loss", "grad_norm", "num_trained_tokens", "accuracy", "margin"} | ({"kl"} & {*whole[1].metrics}):
         assert parts[1].metrics[name] == pytest.approx(whole[1].metrics[name], rel=1e-4, abs=1e-5)
 
 
@@ -227,17 +231,65 @@ def write(path, *rows):
 ROW = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
 
 
+def load(path, renderer, *, train_on="all", **limits):
+    """The pairs of a file and what was dropped."""
+    data = PreferenceData.model_validate({"train": str(path), "train_on": train_on})
+    samples = read_samples(path, pair_reader(data, renderer), Limits(**{"max_length": 1000, **limits}))
+    return samples.units, samples.dropped, samples.num_cut
+
+
 def test_pairs_with_a_side_that_is_too_long_are_dropped_and_counted(tmp_path, renderer):
     asked = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
     path = write(tmp_path / "pairs.jsonl", ROW, {**ROW, "rejected": "5" * 50}, {**ROW, "chosen": "4" * 50})
-    pairs, dropped = load_pairs(path, renderer, max_length=len(renderer.render_ids(asked)))
+    length = len(renderer.render_ids(asked))
+    pairs, dropped, _ = load(path, renderer, max_length=length)
     assert (len(pairs), dropped) == (1, {"too_long": 2})
-    with pytest.raises(ConfigError, match=r"every row has more than data\.max_length=5 tokens; raise it"):
-        load_pairs(path, renderer, max_length=5)
+    assert [one.origin for one in pairs[0]] == [f"{path}:1"] * 2
+
+
+def test_a_cut_pair_needs_something_to_prefer(tmp_path, renderer):
+    rows = [{**ROW, "chosen": "7 a b c d"}, {**ROW, "chosen": "5 a b c d", "rejected": "5 a b c e"}]
+    path = write(tmp_path / "pairs.jsonl", ROW, *rows)
+    length = len(renderer.render_ids([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]))
+    pairs, dropped, num_cut = load(path, renderer, max_length=length, over_length="cut")
+    assert (len(pairs), dropped, num_cut) == (2, {"too_long": 1}, 1)
+    assert [len(one.token_ids) for one in pairs[1]] == [length, length]
 
 
 def test_a_row_that_is_no_pair_is_a_data_error_with_path_and_line(tmp_path, renderer):
     path = write(tmp_path / "pairs.jsonl", ROW, {**ROW, "rejected": "4"})
     with pytest.raises(DataError, match=r"pairs\.jsonl:2: chosen and rejected are equal") as caught:
-        load_pairs(path, renderer, max_length=1000)
+        load(path, renderer)
     assert (caught.value.path, caught.value.line) == (path, 2)
+
+
+def test_a_side_whose_earlier_answers_are_written_anew_takes_its_pair_with_it(tmp_path):
+    renderer = load_renderer(write_qwen3(tmp_path / "qwen3"), name="qwen3")
+    talk = [{"role": "assistant", "content": "b", "reasoning_content": "r"}, {"role": "user", "content": "c"}]
+    end = [{"role": "assistant", "content": "d"}]
+    two = [{"rank": 0, "completion": [*talk, *end]}, {"rank": 1, "completion": end}]
+    path = write(tmp_path / "pairs.jsonl", {"context": [{"role": "user", "content": "a"}], "completions": two}, ROW)
+    pairs, dropped, _ = load(path, renderer)
+    assert (len(pairs), dropped) == (1, {"history_rewritten": 1})
+    pairs, dropped, _ = load(path, renderer, train_on="final")
+    assert (len(pairs), dropped) == (2, {})
+    assert [one.num_trained for one in pairs[0]] == [8, 8]  # <think> 2 lines </think> 2 lines d <|im_end|>
+
+
+def drift(settings):
+    """A user's loss that needs the reference."""
+
+    def loss(logprobs, columns):
+        return Loss(settings.beta * (logprobs - columns.ref_logprobs).sum(), {"reference": float(columns.ref_logprobs.sum())})
+
+    return loss
+
+
+def test_a_loss_of_ones_own_gets_the_references_logprobs(tiny_llama, pairs, tmp_path):
+    chosen = settings(loss="tests.trainers.test_dpo:drift", batch_size=5)
+    policy = TorchPolicy(tiny_llama, chosen.policy)
+    step = open_source(pairs, chosen, policy, tmp_path).next()
+    assert step is not None
+    metrics = policy.step(step.microbatches, preference_loss(chosen.algorithm)).metrics
+    assert metrics["reference"] < -10
+    assert metrics["loss"] == pytest.approx(0.0, abs=1e-4)

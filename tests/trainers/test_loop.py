@@ -1,45 +1,15 @@
 import os
 import signal
 
-import orjson
 import pytest
 
 from gym_bridge.errors import PolicyError, ServerError
-from gym_bridge.io.metrics import JsonlMetrics
-from gym_bridge.io.progress import Progress
-from gym_bridge.io.run_directory import RunDirectory
-from gym_bridge.policy.torch_policy import TorchPolicy
-from gym_bridge.schemas.seams import TrainStep
-from gym_bridge.schemas.settings import PolicySettings, SFTAlgorithm, SFTSettings, TrainerSettings
-from gym_bridge.trainers.loop import source_state, train
-from gym_bridge.trainers.sft import SFTSource, sft_loss
-
-
-class Repeated:
-    """A step source that gives the same step over and over; `at_step[n]` happens when step n (from 1) is asked for."""
-
-    def __init__(self, sequence, *, num_steps=1000, at_step=None):
-        self.step = TrainStep(microbatches=[[sequence]], metrics={"given": 1.0})
-        self.num_steps, self.at_step = num_steps, at_step or {}
-        self.taken = 0
-
-    def next(self):
-        if self.taken == self.num_steps:
-            return None
-        self.at_step.get(self.taken + 1, lambda: None)()
-        return self.step
-
-    def stepped(self, version):
-        self.taken += 1
-
-    def state_dict(self):
-        return {"taken": self.taken}
-
-    def load_state_dict(self, state):
-        self.taken = state["taken"]
-
-    def close(self):
-        pass
+from gym_bridge.schemas.settings import SFTSettings
+from gym_bridge.trainers.epochs import Dataset
+from gym_bridge.trainers.loop import source_state
+from gym_bridge.trainers.sft import SFTSource
+from tests.trainers import loop_stage
+from tests.trainers.loop_stage import Repeated, raising
 
 
 class Pushed:
@@ -53,13 +23,6 @@ class Pushed:
         self.versions.append(version)
 
 
-def raising(error):
-    def happen():
-        raise error
-
-    return happen
-
-
 @pytest.fixture
 def sequence(training_sequence):
     return training_sequence("ppTT", [5, 6, 7, 2])
@@ -68,43 +31,21 @@ def sequence(training_sequence):
 @pytest.fixture
 def play(tiny_llama, tmp_path):
     """Train the tiny model in tmp_path/run from its last checkpoint on, and give the loop's result."""
-
-    def run(source, *, sync=None, name="run", dtype="float32", **settings):
-        directory = RunDirectory(tmp_path / name)
-        checkpoint = directory.last_checkpoint()
-        chosen = PolicySettings(compute_dtype=dtype, lr=1e-3, warmup_steps=4)
-        policy = TorchPolicy(checkpoint / "model" if checkpoint else tiny_llama, chosen)
-        if checkpoint:
-            policy.load(checkpoint)
-            source.load_state_dict(source_state(checkpoint))
-        writer = JsonlMetrics(directory.metrics, resume_step=policy.version)
-        with Progress("train", total=None, quiet=True) as progress:
-            return train(
-                policy,
-                source,
-                sft_loss(SFTAlgorithm()),
-                run=directory,
-                settings=TrainerSettings(output=directory.path, **settings),
-                writer=writer,
-                progress=progress,
-                sync=sync,
-            )
-
-    return run
+    return lambda source, *, name="run", **options: loop_stage.play(tiny_llama, tmp_path / name, source, **options)
 
 
-def checkpoints(tmp_path, name="run"):
-    return sorted(one.name for one in (tmp_path / name / "checkpoints").glob("*"))
+def checkpoints(tmp_path):
+    return loop_stage.checkpoints(tmp_path / "run")
 
 
 def metrics(tmp_path, name="run"):
-    return [orjson.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_bytes().splitlines()]
+    return loop_stage.metrics(tmp_path / name)
 
 
 def test_it_trains_until_the_source_ends_and_saves_the_last_step(play, tmp_path, sequence):
     sync = Pushed()
     result = play(Repeated(sequence, num_steps=3), sync=sync)
-    assert (result.steps, result.interrupted) == (3, False)
+    assert (result.steps, result.stopped) == (3, "data")
     assert checkpoints(tmp_path) == ["step_00000003"]
     assert result.checkpoint == tmp_path / "run" / "checkpoints" / "step_00000003"
     assert sync.versions == [1, 2, 3]
@@ -117,7 +58,8 @@ def test_it_trains_until_the_source_ends_and_saves_the_last_step(play, tmp_path,
 
 def test_it_stops_at_max_steps(play, tmp_path, sequence):
     source = Repeated(sequence)
-    assert play(source, max_steps=2).steps == 2
+    result = play(source, max_steps=2)
+    assert (result.steps, result.stopped) == (2, "max_steps")
     assert source.taken == 2
     assert checkpoints(tmp_path) == ["step_00000002"]
 
@@ -163,7 +105,7 @@ def test_an_error_before_the_first_step_saves_nothing(play, tmp_path, sequence):
 def test_sigterm_ends_the_run_after_the_step_under_way(play, tmp_path, sequence):
     before = signal.getsignal(signal.SIGTERM)
     result = play(Repeated(sequence, at_step={2: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
-    assert (result.steps, result.interrupted) == (2, True)
+    assert (result.steps, result.stopped) == (2, "signal")
     assert checkpoints(tmp_path) == ["step_00000002"]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -171,7 +113,7 @@ def test_sigterm_ends_the_run_after_the_step_under_way(play, tmp_path, sequence)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("broken", ["max_steps", "error"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(play, tmp_path, training_sequence, dtype, broken):
-    rows = [training_sequence("ppTT", [5, number, number + 1, 2]) for number in range(10, 17)]
+    rows = Dataset.of([(training_sequence("ppTT", [5, number, number + 1, 2]),) for number in range(10, 17)])
     settings = SFTSettings.model_validate(
         {"data": {"train": "rows.jsonl"}, "algorithm": {"batch_size": 3, "epochs": 3}, "policy": {"microbatch_tokens": 8}}
     )

@@ -7,8 +7,10 @@ from transformers import AutoModelForSequenceClassification
 
 from gym_bridge.errors import DataError, PolicyError
 from gym_bridge.policy.torch_policy import TorchPolicy
-from gym_bridge.schemas.settings import RewardModelAlgorithm, RewardModelSettings
-from gym_bridge.trainers.reward_model import RewardModelSource, load_scored_pairs, reward_model_loss
+from gym_bridge.schemas.settings import RewardModelAlgorithm, RewardModelData, RewardModelSettings
+from gym_bridge.tokens.sample_files import Limits, read_samples
+from gym_bridge.trainers.epochs import Dataset
+from gym_bridge.trainers.reward_model import RewardModelSource, read_at_the_end, reward_model_loss, scored_pair_reader
 from tests.policy.test_torch_policy import gradients_of_step, same, weights_of
 
 PAD = 0
@@ -39,7 +41,7 @@ def pairs(training_sequence):
 
 
 def step_of(pairs, chosen=None):
-    step = RewardModelSource(pairs, chosen or settings(), pad_id=PAD).next()
+    step = RewardModelSource(Dataset.of(pairs), chosen or settings(), pad_id=PAD).next()
     assert step is not None
     return [one for batch in step.microbatches for one in batch]
 
@@ -84,14 +86,12 @@ def test_loss_and_every_gradient_equal_transformers_own_however_the_step_is_cut(
 def test_a_score_is_read_at_the_last_token_that_is_no_padding(pairs):
     assert [one.train_mask.tolist().index(True) for one in step_of(pairs)] == [4, 3, 4, 5, 5, 4]
     assert [one.num_trained for one in step_of(pairs)] == [1] * 6
-    unpadded = RewardModelSource(pairs, settings(), pad_id=None).next()
-    assert unpadded is not None
-    assert all(one.train_mask[-1] for batch in unpadded.microbatches for one in batch)
+    assert all(one.train_mask[-1] for pair in read_at_the_end(pairs, None) for one in pair)
 
 
 def test_preferences_are_learnt_and_a_saved_model_scores_as_the_policy_does(tiny_model, pairs, tmp_path):
     chosen = settings(epochs=12)
-    policy, source = scalar_policy(tiny_model, chosen), RewardModelSource(pairs, chosen, pad_id=PAD)
+    policy, source = scalar_policy(tiny_model, chosen), RewardModelSource(Dataset.of(pairs), chosen, pad_id=PAD)
     seen = []
     while (step := source.next()) is not None:
         assert step.metrics["num_pairs"] == 3
@@ -111,7 +111,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(tiny_model, pairs, tmp_path):
     whole, sides, loss_fn = scalar_policy(tiny_model), step_of(pairs), reward_model_loss(RewardModelAlgorithm())
     whole.step([sides], loss_fn)
     whole.save(tmp_path / "step", source_state={})
-    resumed = scalar_policy(tmp_path / "step" / "model")
+    resumed = scalar_policy(tiny_model)
     resumed.load(tmp_path / "step")
     back = scalar_policy(tiny_model)
     back.step([sides], loss_fn)
@@ -140,10 +140,14 @@ def test_margins_come_from_the_named_column(tmp_path, renderer):
     row = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in ({**row, "rating": {"gap": 2}}, row)))
-    pairs, _ = load_scored_pairs(path, renderer, max_length=200)
-    assert [chosen.margin for chosen, _ in pairs] == [0.0, 0.0]
+
+    def load(margin=None):
+        data = RewardModelData.model_validate({"train": str(path), "margin": margin})
+        return read_samples(path, scored_pair_reader(data, renderer), Limits(max_length=200)).units
+
+    assert [chosen.margin for chosen, _ in load()] == [0.0, 0.0]
     with pytest.raises(DataError, match=r"pairs\.jsonl:2: the row's margin 'rating\.gap' is None; expected a number of at least 0"):
-        load_scored_pairs(path, renderer, max_length=200, margin="rating.gap")
+        load("rating.gap")
     path.write_text(json.dumps({**row, "rating": {"gap": 2}}) + "\n")
-    ((chosen, rejected),), _ = load_scored_pairs(path, renderer, max_length=200, margin="rating.gap")
+    ((chosen, rejected),) = load("rating.gap")
     assert (chosen.margin, rejected.margin) == (2.0, 0.0)

@@ -5,8 +5,13 @@ import pytest
 
 from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.policy.torch_policy import TorchPolicy
-from gym_bridge.schemas.settings import SFTAlgorithm, SFTSettings
-from gym_bridge.trainers.sft import SFTSource, load_samples, sft_loss
+from gym_bridge.schemas.seams import Loss
+from gym_bridge.schemas.settings import SFTAlgorithm, SFTData, SFTSettings
+from gym_bridge.tokens.sample_files import Limits, read_samples
+from gym_bridge.trainers.epochs import Dataset
+from gym_bridge.trainers.sft import SFTSource, sft_loss, sft_reader
+
+PLAIN = 3
 
 
 def settings(*, batch_size=2, epochs=1, seed=0, microbatch_tokens=1024):
@@ -26,64 +31,10 @@ def samples(training_sequence):
     return [training_sequence("pTT", [9, number, 2]) for number in range(10, 15)]
 
 
-def steps_of(source):
-    """The sequences of every step that is left, by their second token."""
-    found = []
-    while (step := source.next()) is not None:
-        found.append([int(one.token_ids[1]) for batch in step.microbatches for one in batch])
-        source.stepped(len(found))
-    return found
-
-
-def test_an_epoch_sees_every_row_once_and_ends_with_what_is_left(samples):
-    source = SFTSource(samples, settings())
-    steps = steps_of(source)
-    assert [len(step) for step in steps] == [2, 2, 1]
-    assert sorted(row for step in steps for row in step) == [10, 11, 12, 13, 14]
-    assert (source.steps_per_epoch, source.total_steps) == (3, 3)
-
-
-def test_each_epoch_has_an_order_of_its_own_and_the_seed_tells_which(samples):
-    steps = steps_of(SFTSource(samples, settings(batch_size=1, epochs=3)))
-    epochs = [tuple(row for step in steps[at : at + 5] for row in step) for at in (0, 5, 10)]
-    assert all(sorted(epoch) == [10, 11, 12, 13, 14] for epoch in epochs)
-    assert len(set(epochs)) == 3
-    assert steps_of(SFTSource(samples, settings(batch_size=1, epochs=3))) == steps
-    assert steps_of(SFTSource(samples, settings(batch_size=1, epochs=3, seed=1))) != steps
-
-
-def test_a_source_goes_on_after_the_last_step_taken(samples):
-    whole = steps_of(SFTSource(samples, settings(epochs=2)))
-    first = SFTSource(samples, settings(epochs=2))
-    for version in range(4):
-        first.next()
-        first.stepped(version)
-    first.next()  # asked for, never taken
-    second = SFTSource(samples, settings(epochs=2))
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert steps_of(second) == whole[4:]
-
-
-def test_a_step_tells_its_epoch_and_its_rows(samples):
-    source = SFTSource(samples, settings(epochs=2))
-    told = []
-    while (step := source.next()) is not None:
-        told.append((step.metrics["epoch"], step.metrics["num_sequences"]))
-        source.stepped(len(told))
-    assert told == [
-        (0, 2),
-        (pytest.approx(1 / 3), 2),
-        (pytest.approx(2 / 3), 1),
-        (1, 2),
-        (pytest.approx(4 / 3), 2),
-        (pytest.approx(5 / 3), 1),
-    ]
-
-
 def test_a_batch_is_cut_into_microbatches(samples):
-    step = SFTSource(samples, settings(batch_size=5, microbatch_tokens=6)).next()
+    step = SFTSource(Dataset.of([(one,) for one in samples]), settings(batch_size=5, microbatch_tokens=6)).next()
     assert step is not None
-    assert [len(batch) for batch in step.microbatches] == [2, 2, 1]  # 3 + 2 packed tokens, a third would make 7
+    assert sorted(len(batch) for batch in step.microbatches) == [1, 2, 2]  # 3 + 2 packed tokens, a third would make 7
 
 
 def test_the_mean_is_over_tokens_or_over_rows_and_weights_multiply(tiny_llama, training_sequence):
@@ -107,17 +58,25 @@ def write(path, *rows):
     return path
 
 
-def test_rows_that_are_too_long_are_dropped_and_counted(tmp_path, renderer):
-    length = len(renderer.render_ids(chat("4")["messages"]))
-    path = write(tmp_path / "rows.jsonl", chat("4"), chat("4" * 100), chat("5"), chat("6" * 50))
-    samples, dropped = load_samples(path, renderer, max_length=length)
-    assert [len(one.token_ids) for one in samples] == [length, length]
-    assert dropped == {"too_long": 2}
+def reader_of(renderer, **data):
+    return sft_reader(SFTData.model_validate({"train": "rows.jsonl", **data}), renderer)
 
 
-def test_a_file_of_rows_that_are_all_too_long_is_refused(tmp_path, renderer):
-    with pytest.raises(ConfigError, match=r"rows\.jsonl: every row has more than data\.max_length=5 tokens; raise it"):
-        load_samples(write(tmp_path / "rows.jsonl", chat("4")), renderer, max_length=5)
+def load(path, renderer, *, max_length=1000, **data):
+    """The sequences of a file and what was dropped."""
+    samples = read_samples(path, reader_of(renderer, **data), Limits(max_length=max_length))
+    return [one for unit in samples.units for one in unit], samples.dropped
+
+
+def test_rows_of_all_kinds_may_stand_in_one_file(tmp_path, renderer):
+    item = {"role": "assistant", "prompt_token_ids": [5, 6], "generation_token_ids": [7, 2], "generation_log_probs": [-1.0, -0.5]}
+    rollout = {"responses_create_params": {"input": "2+2?"}, "response": {"output": [item]}, "reward": 1.0}
+    path = write(tmp_path / "rows.jsonl", chat("4"), {"input": "2+2?", "output": "5"}, rollout)
+    samples, dropped = load(path, renderer)
+    assert [one.origin for one in samples] == [f"{path}:1", f"{path}:2", f"{path}:3"]
+    assert [one.token_ids.tolist() for one in samples[:2]] == [renderer.render_ids(chat(one)["messages"]) for one in "45"]
+    assert (samples[2].token_ids.tolist(), samples[2].train_mask.tolist()) == ([5, 6, 7, 2], [False, False, True, True])
+    assert dropped == {}
 
 
 @pytest.mark.parametrize(
@@ -125,14 +84,16 @@ def test_a_file_of_rows_that_are_all_too_long_is_refused(tmp_path, renderer):
     [
         ({"messages": [{"role": "user", "content": "a"}]}, "no assistant message to train on"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}]}, "tool call .* is not of the form"),
-        ({"prompt": "a"}, "expected the columns 'messages' and 'tools', found prompt"),
+        ({"prompt": "a"}, r"expected 'messages' \(and 'tools'\), 'input' and 'output', or rollouts with token ids, found prompt"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "expected 'messages' .*, found chosen, prompt, rejected"),
         ("{oops\n", "no JSON"),
+        ("{}\n", "expected 'messages' .*, found no columns"),
     ],
 )
 def test_a_bad_row_is_a_data_error_with_path_and_line(tmp_path, renderer, row, message):
     path = write(tmp_path / "rows.jsonl", chat("4"), "\n", row)
     with pytest.raises(DataError, match=rf"rows\.jsonl:3: {message}") as caught:
-        load_samples(path, renderer, max_length=1000)
+        load(path, renderer)
     assert (caught.value.path, caught.value.line) == (path, 3)
 
 
@@ -140,9 +101,46 @@ def test_rows_have_the_weights_of_the_named_column(tmp_path, renderer):
     rows = [{**chat("4"), "gym_bridge": {"reward": reward}} for reward in (0.25, 1.0)]
     path = write(tmp_path / "rows.jsonl", *rows, chat("5"))
     with pytest.raises(DataError, match=r"rows\.jsonl:3: the row's weight 'gym_bridge\.reward' is None"):
-        load_samples(path, renderer, max_length=100, weight="gym_bridge.reward")
-    samples, _ = load_samples(write(path, *rows), renderer, max_length=100, weight="gym_bridge.reward")
+        load(path, renderer, weight="gym_bridge.reward")
+    samples, _ = load(write(path, *rows), renderer, weight="gym_bridge.reward")
     assert [one.weight for one in samples] == [0.25, 1.0]
+
+
+def test_a_reward_is_asked_of_rollouts_only(tmp_path, renderer):
+    path = write(tmp_path / "rows.jsonl", chat("4"))
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:1: data\.min_reward is for rollouts, and this is none; leave it out"):
+        load(path, renderer, min_reward=0.5)
+
+
+def doubled(settings):
+    """A user's loss: of the settings, so that a test sees that it got them."""
+
+    def loss(logprobs, columns):
+        return Loss(-settings.batch_size * logprobs.sum() / columns.num_tokens, {"mine": 1.0 / len(columns.weights)})
+
+    return loss
+
+
+def test_a_loss_of_ones_own_is_named_by_a_dotted_path(tiny_llama, training_sequence):
+    rows, policy = [training_sequence("pTT", [9, 4, 2])], settings().policy.model_copy(update={"compute_dtype": "float32"})
+    usual = TorchPolicy(tiny_llama, policy).step([rows], sft_loss(SFTAlgorithm())).metrics["loss"]
+    algorithm = SFTAlgorithm(loss="tests.trainers.test_sft:doubled", batch_size=3)
+    metrics = TorchPolicy(tiny_llama, policy).step([rows], sft_loss(algorithm)).metrics
+    assert metrics["loss"] == pytest.approx(3 * usual)
+    assert metrics["mine"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nl", r"algorithm\.loss='nl' is no loss of sft; it has nll, or package\.module:name"),
+        ("tests.trainers.test_sft:nobody", "cannot load 'tests.trainers.test_sft:nobody'"),
+        ("tests.trainers.test_sft:PLAIN", "algorithm.loss='tests.trainers.test_sft:PLAIN' is int, no function of the settings"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        sft_loss(SFTAlgorithm(loss=name))
 
 
 def test_two_rows_are_learnt_by_heart(tmp_path, renderer, tiny_llama):
@@ -150,10 +148,10 @@ def test_two_rows_are_learnt_by_heart(tmp_path, renderer, tiny_llama):
         {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "The answer is 4."}]},
         {"messages": [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "It is 5"}]},
     ]
-    samples, _ = load_samples(write(tmp_path / "rows.jsonl", *rows), renderer, max_length=200)
+    samples, _ = load(write(tmp_path / "rows.jsonl", *rows), renderer)
     chosen = settings(epochs=40)
     policy = TorchPolicy(tiny_llama, chosen.policy.model_copy(update={"compute_dtype": "float32", "lr": 1e-2}))
-    source = SFTSource(samples, chosen)
+    source = SFTSource(Dataset.of([(one,) for one in samples]), chosen)
     losses = []
     while (step := source.next()) is not None:
         losses.append(policy.step(step.microbatches, sft_loss(chosen.algorithm)).metrics["loss"])

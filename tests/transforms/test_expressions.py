@@ -184,6 +184,14 @@ def test_an_unknown_name_tells_the_nearest():
     check_names(expression, ["num_turn", "reward"])
 
 
+def test_where_no_name_is_near_a_few_are_listed_and_many_are_not():
+    expression = parse_expression("xyz > 0")
+    with pytest.raises(ConfigError, match=r"no known column 'xyz'; known: a, b$"):
+        check_names(expression, ["b", "a"])
+    with pytest.raises(ConfigError, match=r"no known column 'xyz'; --columns lists the known ones$"):
+        check_names(expression, [f"response.{number}" for number in range(31)])
+
+
 def test_an_expression_pickles_as_its_text():
     expression = pickle.loads(pickle.dumps(parse_expression("a.b + 1 < c")))
     assert expression == parse_expression(" a.b + 1 < c ")

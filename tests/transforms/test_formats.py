@@ -63,9 +63,30 @@ def test_a_prompt_with_calls_of_its_own_loses_none_of_them(tmp_path):
 
 
 @pytest.mark.parametrize("output", [[], [CALL], [CALL, OUTPUT], [THOUGHT], [said(" \n")], [said("a"), CALL, OUTPUT]])
-@pytest.mark.parametrize("flatten", ["final", "transcript"])
-def test_a_rollout_that_ends_without_text_makes_no_response_row(output, flatten, tmp_path):
-    refused(tmp_path, "response", output, "no_answer", flatten=flatten)
+def test_a_rollout_whose_last_word_is_no_text_has_no_final_answer(output, tmp_path):
+    refused(tmp_path, "response", output, "no_answer", flatten="final")
+
+
+def test_what_is_said_to_the_model_after_its_last_text_is_no_part_of_the_answer(tmp_path):
+    ended = [said("Stand."), {"role": "user", "content": "You win."}]
+    assert made(tmp_path, "response", ended)["output"] == "Stand."
+    assert made(tmp_path, "response", ended, flatten="transcript")["output"] == "Stand."
+    refused(tmp_path, "response", [said("Stand."), {"role": "user", "content": "More?"}, THOUGHT], "no_answer")
+
+
+@pytest.mark.parametrize(
+    "end", [[], [OUTPUT], [OUTPUT, THOUGHT], [OUTPUT, {"role": "user", "content": "done"}], [OUTPUT, said(" ")]]
+)
+def test_a_transcript_ends_with_the_models_last_text_or_call(end, tmp_path):
+    told = made(tmp_path, "response", [said("Let me see."), CALL, *end], flatten="transcript")["output"]
+    assert told == 'Let me see.\nTool call: add({"n":1})'
+    pair = paired(tmp_path, "dpo", [CALL, *end], [said("2"), {"role": "user", "content": "No."}], flatten="transcript")
+    assert (pair["chosen"], pair["rejected"]) == ('Tool call: add({"n":1})', "2")
+
+
+@pytest.mark.parametrize("output", [[], [THOUGHT], [said(" \n")], [{"role": "user", "content": "more"}]])
+def test_a_rollout_in_which_the_model_says_and_calls_nothing_has_no_transcript(output, tmp_path):
+    refused(tmp_path, "response", output, "no_answer", flatten="transcript")
 
 
 def test_an_sft_row_is_the_whole_chat(tmp_path):
@@ -88,12 +109,46 @@ def test_arguments_may_stay_the_strings_that_the_model_wrote(tmp_path):
     assert pair["completions"][0]["completion"][0]["tool_calls"][0]["function"]["arguments"] == '{"n":1}'
 
 
-def test_flat_tool_calls_are_those_of_the_guide(tmp_path):
+def test_flat_tool_calls_are_name_and_arguments_alone(tmp_path):
     messages = made(tmp_path, "sft", TURNS, flat_tool_calls=True)["messages"]
     assert messages[2:4] == [
         {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [{"name": "add", "arguments": {"n": 1}}]},
         {"role": "tool", "content": "1"},
     ]
+
+
+GUIDE_SFT = [
+    {"role": "user", "content": "What's the weather in Paris?"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}]},
+    {"role": "tool", "content": "Temperature: 22°C, sunny"},
+    {"role": "assistant", "content": "The weather in Paris is 22°C and sunny."},
+]
+GUIDE_DPO = {
+    "prompt": [{"role": "user", "content": "Solve this math problem: 2x + 5 = 13"}],
+    "chosen": [{"role": "assistant", "content": "I'll solve for x step by step:\n2x + 5 = 13\n2x = 13 - 5\n2x = 8\nx = 4"}],
+    "rejected": [{"role": "assistant", "content": "The answer is x = 3"}],
+}
+"""What NeMo Gym's guide on offline training prints (NVIDIA, Apache-2.0)."""
+
+
+def test_the_layouts_of_nemo_gyms_guide_are_reproduced(tmp_path):
+    guide = FIXTURES / "user_guide.jsonl"
+    rows, _ = transformed(guide, "sft", output=tmp_path / "o.jsonl", bare=True, arguments="string")
+    said_by = [{name: value for name, value in one.items() if name != "tool_call_id"} for one in rows[0]["messages"]]
+    for message in said_by:
+        for call in message.get("tool_calls", ()):
+            assert (call.pop("type"), call.pop("id")) == ("function", "call_1")
+            assert message.pop("content") == ""
+    assert said_by == GUIDE_SFT
+    rows, _ = transformed(guide, "sft", output=tmp_path / "o.jsonl", bare=True, flat_tool_calls=True)
+    call = {"name": "get_weather", "arguments": {"city": "Paris"}}
+    assert rows[0]["messages"] == [GUIDE_SFT[0], {"role": "assistant", "content": "", "tool_calls": [call]}, *GUIDE_SFT[2:]]
+    (row,), _ = transformed(guide, "dpo", output=tmp_path / "o.jsonl", bare=True, prompt="messages")
+    texts = {side: GUIDE_DPO[side][0]["content"] for side in ("chosen", "rejected")}
+    assert row == {"prompt": GUIDE_DPO["prompt"]} | texts
+    (row,), _ = transformed(guide, "preference", output=tmp_path / "o.jsonl", bare=True)
+    ranked = [{"rank": rank, "completion": GUIDE_DPO[side]} for rank, side in enumerate(("chosen", "rejected"))]
+    assert row == {"context": GUIDE_DPO["prompt"], "completions": ranked}
 
 
 def test_arguments_that_are_no_object_make_a_bad_row_only_where_objects_are_asked_for(tmp_path):
@@ -281,8 +336,9 @@ def test_without_a_reference_only_a_verified_answer_is_the_truth(missing, tmp_pa
 
 def test_no_answer_that_a_limit_cut_off_or_that_is_no_text_is_the_truth(tmp_path):
     path = rollouts(tmp_path, line(1.0, "4 and", truncated=True, task=0), line(1.0, output=[CALL, OUTPUT], task=1))
-    with pytest.raises(ConfigError, match="2 no_truth; name the task's reference with --output-field"):
-        transformed(path, "grpo")
+    for flatten in ("final", "transcript"):
+        with pytest.raises(ConfigError, match="2 no_truth; name the task's reference with --output-field"):
+            transformed(path, "grpo", flatten=flatten)
     (row,), _ = transformed(rollouts(tmp_path, line(1.0, "4 and", truncated=True, expected_answer="4")), "grpo", bare=True)
     assert row["output"] == "4"
 

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gym_bridge.transforms.near_duplicates import BANDS, NUM_HASHES, ROWS, keep_mask, signature
+from gym_bridge.transforms import near_duplicates
+from gym_bridge.transforms.near_duplicates import BANDS, NUM_HASHES, ROWS, SignatureFile, keep_mask, signature
 
 
 def numbered(start: int, stop: int) -> str:
@@ -69,6 +70,38 @@ def test_a_text_is_compared_with_kept_ones_only():
     far = numbered(60, 362)
     assert jaccard(a, far) == 240 / 360
     assert kept([a, b, far]) == [0, 2], "b is gone, so far has no near-duplicate left"
+
+
+def test_signatures_in_a_file_tell_what_those_in_memory_do():
+    texts = [numbered(0, 202), numbered(0, 203), numbered(500, 702), numbered(0, 204), numbered(500, 703)]
+    signatures = np.stack([signature(text) for text in texts])
+    with SignatureFile() as file:
+        file.append(signatures[:2])
+        file.skip(3)  # lines that were dropped
+        file.append(signatures[2:])
+        assert len(file) == 8
+        assert np.array_equal(file[5], signatures[2])
+        assert np.array_equal(file[np.array([7, 0])], signatures[[4, 0]])
+        assert np.array_equal(file[1:6], np.concatenate([signatures[1:2], np.zeros((3, NUM_HASHES)), signatures[2:3]]))
+        assert keep_mask(file, np.array([0, 1, 5, 6, 7], dtype=np.uint32)).tolist() == [True, False, True, False, False]
+        assert keep_mask(file, np.array([1, 7], dtype=np.uint32)).tolist() == [True, True]
+
+
+def test_a_file_that_ends_with_lines_without_a_signature_has_zeros_there():
+    with SignatureFile() as file:
+        file.append(signature("a b c")[None])
+        file.skip(2)
+        assert not file[1:3].any()
+        assert file[1:3].shape == (2, NUM_HASHES)
+
+
+def test_a_bucket_remembers_the_latest_texts(monkeypatch):
+    monkeypatch.setattr(near_duplicates, "MAX_PER_BUCKET", 2)
+    shared = np.zeros((5, NUM_HASHES), dtype=np.uint16)  # all in one bucket of the first band, alike in nothing else
+    shared[:, ROWS:] = np.arange(5 * (NUM_HASHES - ROWS)).reshape(5, -1)
+    again = shared[[4, 3, 0]]  # near-duplicates that share that bucket alone
+    again[:, ROWS::ROWS] += 60_000
+    assert keep_mask(np.concatenate([shared, again])).tolist() == [True] * 5 + [False, False, True]
 
 
 def test_random_edits_agree_with_the_exact_index():

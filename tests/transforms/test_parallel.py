@@ -13,8 +13,9 @@ import pytest
 from gym_bridge.errors import DataError
 from gym_bridge.io.rollout_reader import RolloutView
 from gym_bridge.schemas.rollouts import Row
+from gym_bridge.transforms import engine
 from gym_bridge.transforms.format import Format, RowOptions
-from gym_bridge.transforms.parallel import WorkerDiedError, ordered_map
+from gym_bridge.transforms.parallel import WorkerDiedError, Workers
 from tests.transforms.stage import line, rollouts, transformed
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,8 @@ def killed_by(rollout: RolloutView, options: RowOptions) -> Row:
 FRAGILE = Format(row=killed_by)
 
 
-def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_leaves_nothing(tmp_path):
+def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "WORKERS_FROM_BYTES", 0)
     path = rollouts(tmp_path, line(), line(text=FATAL))
     with pytest.raises(WorkerDiedError, match="a worker process died: killed for want of memory"):
         transformed(path, f"{__name__}:FRAGILE", workers=2)
@@ -45,23 +47,41 @@ def _failing() -> Callable[[int], int]:
 
 
 def test_what_goes_wrong_in_making_the_function_is_told():
-    for workers in (1, 2):
-        with pytest.raises(DataError, match="nothing can be made here"):
-            list(ordered_map(_failing, [1, 2], workers=workers))
+    for num in (1, 2):
+        with pytest.raises(DataError, match="nothing can be made here"), Workers(num) as workers:
+            list(workers.ordered_map(_failing, [1, 2]))
 
 
 def _double() -> Callable[[int], int]:
     return (2).__mul__
 
 
+def _process_of() -> Callable[[int], int]:
+    return lambda item: os.getpid()
+
+
 def test_results_come_in_the_order_of_the_items():
-    assert list(ordered_map(_double, range(50), workers=2)) == list(range(0, 100, 2))
-    assert list(ordered_map(_double, [], workers=2)) == []
+    with Workers(2) as workers:
+        assert list(workers.ordered_map(_double, range(50))) == list(range(0, 100, 2))
+        assert list(workers.ordered_map(_double, [])) == []
+
+
+def test_the_processes_of_one_map_do_the_next_one_too():
+    with Workers(2) as workers:
+        assert list(workers.ordered_map(_double, range(3))) == [0, 2, 4]
+        found = {process for _ in range(5) for process in workers.ordered_map(_process_of, range(50))}
+    assert len(found) <= 2
+    assert os.getpid() not in found
+
+
+def test_one_worker_is_this_process():
+    with Workers(1) as workers:
+        assert set(workers.ordered_map(_process_of, range(3))) == {os.getpid()}
 
 
 SLEEPERS = """
 import os, time
-from gym_bridge.transforms.parallel import ordered_map
+from gym_bridge.transforms.parallel import Workers
 
 def sleeper():
     def sleep(item):
@@ -70,7 +90,8 @@ def sleeper():
     return sleep
 
 if __name__ == "__main__":
-    list(ordered_map(sleeper, range(4), workers=2))
+    with Workers(2) as workers:
+        list(workers.ordered_map(sleeper, range(4)))
 """
 
 

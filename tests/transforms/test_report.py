@@ -14,6 +14,7 @@ from gym_bridge.transforms.index import SCHEMA
 from gym_bridge.transforms.plan import make_plan
 from gym_bridge.transforms.reasons import REASONS, meaning_of
 from gym_bridge.transforms.report import Evidence, TransformReport, make_report, write_report
+from tests.transforms.stage import line, rollouts, transformed
 
 ROLLOUT = {"counts": True, "truncated": False, "num_turns": 1, "num_tool_calls": 0, "prompt_chars": 10, "answer_chars": 5}
 
@@ -77,6 +78,7 @@ def test_the_page_tells_where_every_rollout_went(tmp_path):
 
 def test_the_page_tells_what_can_be_trained_and_why_not(tmp_path):
     assert [row[:3] for row in rows_of(page_of(report_on(example()), tmp_path), "What these rollouts can feed")] == [
+        ["SFT", "2", "Complete rollouts in which the model answers or calls a tool, with a reward of 0.9 or more."],
         ["SFT", "2", "Complete rollouts that end with an answer and have a reward of 0.9 or more."],
         ["DPO", "0", "The answers of every task all have the same reward."],
         ["reward model", "1", "Pairs of the best and the worst complete rollout of a task, one a task."],
@@ -179,6 +181,15 @@ def test_a_terminal_is_told_the_rows_the_drops_and_the_minimum():
         "copied to a temporary file first: -",
     ]
     assert TransformReport(rows_in=2, rows_used=2, rows_out=1, dropped={}).describe() == "1 row from 2 of 2 rollouts"
+
+
+def test_inputs_whose_tasks_had_to_be_taken_from_rollouts_are_told(tmp_path):
+    paths = [rollouts(tmp_path, line(verdict="A"), name=f"{name}.jsonl") for name in ("a", "b")]
+    rollouts(tmp_path, line(), name="b_materialized_inputs.jsonl")
+    _, report = transformed(paths, "tasks")
+    assert report.tasks_from_rollouts == [str(paths[0])]
+    assert report.describe().endswith(f"and fields that a verifier added stay: {paths[0]}")
+    assert transformed(paths, "sft")[1].tasks_from_rollouts == []
 
 
 def test_every_reason_is_one_sentence_and_a_format_may_have_its_own():

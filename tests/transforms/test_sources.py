@@ -21,7 +21,7 @@ from gym_bridge.schemas.transform_settings import TransformSettings
 from gym_bridge.transforms import engine
 from gym_bridge.transforms.engine import transform_files
 from gym_bridge.transforms.format import Format, RowOptions
-from gym_bridge.transforms.parallel import WorkerDiedError, ordered_map
+from gym_bridge.transforms.parallel import WorkerDiedError, Workers
 from tests.transforms.stage import FORMATS, line, rollouts, transformed
 
 RICH: dict[str, dict[str, Any]] = {
@@ -86,6 +86,7 @@ def test_the_size_of_blocks_changes_nothing(to: str, rich: bool, tmp_path: Path,
     ],
 )
 def test_two_workers_write_the_same_bytes_as_one(to: str, rich: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "WORKERS_FROM_BYTES", 0)
     monkeypatch.setattr(engine, "PART_BYTES", 2000)
     monkeypatch.setattr(engine, "UNITS_PER_ITEM", 5)
     packed, plain = tmp_path / "a.jsonl.gz", many(tmp_path, num_tasks=15)
@@ -116,7 +117,8 @@ COMPARE = Format(row=sided, unit="pair", pair=compared)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_format_of_ones_own_is_made_by_every_process(workers: int, tmp_path: Path):
+def test_a_format_of_ones_own_is_made_by_every_process(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "WORKERS_FROM_BYTES", 0)
     path = rollouts(tmp_path, *(line(task % 2, f"yes {task}", task=task // 2, prompt=f"p{task // 2}") for task in range(8)))
     rows, report = transformed(path, f"{__name__}:SHOUT", flatten="final", workers=workers, bare=True)
     assert rows == [{"shout": f"YES {task}", "flatten": "final"} for task in range(6)]
@@ -132,6 +134,7 @@ def test_a_format_of_ones_own_takes_no_option_that_it_does_not_heed(tmp_path: Pa
 
 @pytest.mark.parametrize("to", ["sft", "dpo"])
 def test_a_bad_row_that_a_worker_meets_is_told_as_by_one_process(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "WORKERS_FROM_BYTES", 0)
     monkeypatch.setattr(engine, "PART_BYTES", 500)
     path = rollouts(tmp_path, *[line(task=0)] * 9, line(True), *[line(task=1)] * 9, line("1.0"))
     (tmp_path / "out.jsonl").write_bytes(b"before\n")
@@ -159,8 +162,9 @@ def make_ended() -> Callable[[int], int]:
 
 
 def test_a_worker_that_dies_is_told_and_no_other_is_left():
-    with pytest.raises(WorkerDiedError, match=r"a worker process died: killed for want of memory \(try fewer --workers\)"):
-        list(ordered_map(make_ended, range(50), workers=2))
+    told = r"a worker process died: killed for want of memory \(try fewer --workers\)"
+    with pytest.raises(WorkerDiedError, match=told), Workers(2) as workers:
+        list(workers.ordered_map(make_ended, range(50)))
     assert multiprocessing.active_children() == []
 
 

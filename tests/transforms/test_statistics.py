@@ -40,8 +40,8 @@ def statistics_of(*rollouts, to="sft", pairs=None, tools=(), components=(), **se
     return make_statistics(index_of(*rollouts), plan, pairs=pairs, tools=Counter(tools), components=Counter(components))
 
 
-def feed_of(statistics, algorithm):
-    (feed,) = [feed for feed in statistics.feeds if feed.algorithm == algorithm]
+def feed_of(statistics, algorithm, to=None):
+    (feed,) = [feed for feed in statistics.feeds if feed.algorithm == algorithm and (to is None or to in feed.formats)]
     return feed.num_rows, feed.why_none
 
 
@@ -245,12 +245,15 @@ def test_each_algorithm_finds_its_rows_whatever_the_filters_dropped():
         attempt(3, 1.0, truncated=True, reason="truncated"),
         attempt(3, 0.0, reason="low_reward"),
         attempt(4, 0.9),
+        attempt(5, 1.0, answer_chars=None, num_tool_calls=1),
+        attempt(5, 1.0, answer_chars=0, num_tool_calls=None),
     )
-    assert feed_of(told, "sft") == (2, None)
+    assert feed_of(told, "sft", "sft") == (3, None)
+    assert feed_of(told, "sft", "response") == (2, None)
     assert feed_of(told, "dpo") == (1, None)
     assert feed_of(told, "reward_model") == (2, None)
     assert feed_of(told, "grpo") == (3, None)
-    assert feed_of(told, "online") == (4, None)
+    assert feed_of(told, "online") == (5, None)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +288,19 @@ def test_each_algorithm_finds_its_rows_whatever_the_filters_dropped():
 )
 def test_an_algorithm_that_finds_nothing_says_why(rollouts, sft, dpo, grpo):
     told = statistics_of(*rollouts)
-    assert (feed_of(told, "sft")[1], feed_of(told, "dpo")[1], feed_of(told, "grpo")[1]) == (sft, dpo, grpo)
+    assert (feed_of(told, "sft", "response")[1], feed_of(told, "dpo")[1], feed_of(told, "grpo")[1]) == (sft, dpo, grpo)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "why"),
+    [
+        (attempt(1, 0.5), "No such rollout has a reward of 0.9 or more."),
+        (attempt(1, 1.0, answer_chars=0), "In no complete rollout the model says or calls anything."),
+        (attempt(1, 1.0, truncated=True), "A limit ended every rollout."),
+    ],
+)
+def test_without_a_good_conversation_the_reason_is_told(rollout, why):
+    assert feed_of(statistics_of(rollout), "sft", "sft") == (0, why)
 
 
 def test_the_commonest_tools_come_first():

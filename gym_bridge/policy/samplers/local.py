@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from gym_bridge.errors import ContextOverflowError, PolicyError
 from gym_bridge.policy.samplers.generation import Request, generate
+from gym_bridge.policy.torch_policy import TorchPolicy
+from gym_bridge.schemas.settings import SamplerSettings
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 
 QUIET_S = 0.02  # a batch starts when no request has come for so long
@@ -108,3 +110,8 @@ def _settle(one: _Waiting, outcome: Completion | PolicyError) -> None:
 
     if not one.loop.is_closed():
         one.loop.call_soon_threadsafe(settle)
+
+
+def local_sampler(policy: TorchPolicy, settings: SamplerSettings) -> LocalSampler:
+    """The sampler of the policy's own module."""
+    return LocalSampler(policy.module, max_batch=settings.max_batch)

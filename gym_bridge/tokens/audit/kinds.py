@@ -7,6 +7,7 @@ from typing import Any
 from gym_bridge.errors import DataError
 from gym_bridge.io.rollout_reader import RolloutView
 from gym_bridge.schemas.chat import Arguments, Message, chat_messages, chat_tools
+from gym_bridge.schemas.nemo_rl_rows import PLACEHOLDER
 from gym_bridge.schemas.rollouts import FAILURE_CLASS, Row
 
 
@@ -44,6 +45,8 @@ def kind_of(row: Row) -> str | None:
     failed = FAILURE_CLASS in row or (isinstance(bridge, dict) and "failure" in bridge)
     if failed or "response" in row or isinstance(row.get("output"), list):
         return "rollouts"
+    if PLACEHOLDER in row:
+        return "tasks"
     columns = {"sft": ("messages",), "response": ("input", "output"), "dpo": ("prompt", "chosen", "rejected")}
     columns |= {"preference": ("context", "completions"), "tasks": ("responses_create_params",)}
     return next((kind for kind, names in columns.items() if all(name in row for name in names)), None)
@@ -99,9 +102,7 @@ def read_preference(row: Row) -> Example:
 
 
 def read_task(view: RolloutView) -> Example:
-    """The prompt of a NeMo Gym task."""
-    if not view.context:
-        raise DataError("'responses_create_params' holds no input")
+    """The prompt of a NeMo Gym task. Raises DataError where it has no form as a chat."""
     prompt = chat_messages(view.context)
     tools = chat_tools(view.tools) if view.tools else None
     return Example(

@@ -7,6 +7,7 @@ from pathlib import Path
 from gym_bridge.errors import DataError
 from gym_bridge.io.rollout_reader import RolloutView, view_row
 from gym_bridge.schemas.chat import Message
+from gym_bridge.schemas.nemo_rl_rows import NO_AGENT, RowKind, row_problems
 from gym_bridge.schemas.rollouts import Row
 from gym_bridge.schemas.tokens import Segment, TurnTokens
 from gym_bridge.tokens.audit.findings import Findings, Overlap
@@ -92,11 +93,11 @@ class RowCheck:
         sound = not isinstance(reward, bool) and isinstance(reward, int | float) and math.isfinite(reward)
         try:
             view = view_row(row if sound else {**row, "reward": None})
-            if kind == "tasks":
-                return self._task(line, row, read_task(view))
         except DataError as error:
             self._findings.add(line, "columns", str(error))
             return ()
+        if kind == "tasks":
+            return self._task(line, row, view)
         if view.failed or view.masked:
             what = "a failure" if view.failed else "masked by its environment"
             self._findings.add(line, "failure", f"the rollout is {what}; no dataset takes it")
@@ -105,7 +106,17 @@ class RowCheck:
             self._findings.add(line, "reward", f"reward {reward!r} is no finite number")
         return self._rollout(line, row, view)
 
-    def _task(self, line: int, row: Row, example: Example) -> tuple[Segment, ...]:
+    def _task(self, line: int, row: Row, view: RolloutView) -> tuple[Segment, ...]:
+        wrong = [one for one in row_problems(row, RowKind.TASKS) if not one.startswith(NO_AGENT)]
+        if wrong:
+            self._findings.add(line, "columns", wrong[0])
+        if wrong or not view.context:  # an environment that speaks first leaves nothing to render
+            return ()
+        try:
+            example = read_task(view)
+        except DataError as error:
+            self._findings.add(line, "chat", str(error))
+            return ()
         self._check_texts(line, row, example)
         segment = self._rendered(line, example.conversations[0])
         return () if segment is None else (segment,)

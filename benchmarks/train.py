@@ -1,0 +1,136 @@
+"""How fast training is, and what memory it takes, beside TRL and beside a bare loop.
+
+    python -m benchmarks.train [sft] [dpo] [--dtype float32|bfloat16] [--turns 3]
+    python -m benchmarks.train --gpu [sft] [dpo]
+
+Each side trains the same token ids in a process of its own, in turns; ratios within a turn count. On a CPU the model is
+SmolLM2-135M with rows of up to 512 tokens; with `--gpu` random weights in the shapes of Qwen3-0.6B and 1.7B, packed to 8k tokens.
+Prints Markdown tables and the settings of every side.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.parts import row, spread, table
+from benchmarks.processes import printed_by
+from benchmarks.train_sides import Figures, Job, Side
+
+VOCABULARY = 49_152
+KINDS = ("sft", "dpo")
+SIDES: tuple[Side, ...] = ("ours", "bare", "trl", "trl_defaults")
+
+
+def sft_rows(count: int, *, longest: int, seed: int, vocabulary: int = VOCABULARY) -> list[dict[str, Any]]:
+    """Rows of random tokens, an eighth of `longest` to `longest` of them; a third to two thirds of each is its prompt."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        length = draw.randint(longest // 8, longest)
+        ids = draw.choices(range(2, vocabulary), k=length)
+        rows.append({"ids": ids, "num_prompt": round(length * draw.uniform(1 / 3, 2 / 3))})
+    return rows
+
+
+def dpo_rows(count: int, *, longest: int, seed: int, vocabulary: int = VOCABULARY) -> list[dict[str, Any]]:
+    """Pairs of random tokens: a prompt of up to half of `longest`, answers of an eighth to half of it."""
+    draw = random.Random(seed)
+
+    def part(least: int) -> list[int]:
+        return draw.choices(range(2, vocabulary), k=draw.randint(least, longest // 2))
+
+    return [{"prompt": part(longest // 4), "chosen": part(longest // 8), "rejected": part(longest // 8)} for _ in range(count)]
+
+
+def measure(job: Job, directory: Path) -> Figures:
+    """What a side took, in a process of its own."""
+    file = directory / "job.json"
+    file.write_text(json.dumps(asdict(job)))
+    return Figures(**json.loads(printed_by([sys.executable, "-m", "benchmarks.train_sides", str(file)])))
+
+
+def compare(kind: str, model: str, options: argparse.Namespace, directory: Path, *, name: str) -> None:
+    """All sides in turns, as one table."""
+    make = sft_rows if kind == "sft" else dpo_rows
+    rows = make(options.batch_size * (options.steps + 1), longest=options.longest, seed=0)
+    found: dict[Side, list[Figures]] = {side: [] for side in options.sides}
+    for _ in range(options.turns):
+        for side in options.sides:
+            job = Job(
+                side=side,
+                kind=kind,  # pyright: ignore[reportArgumentType] - argparse has checked it
+                model=model,
+                rows=rows,
+                batch_size=options.batch_size,
+                dtype=options.dtype,
+                device="cuda" if options.gpu else "cpu",
+                microbatch_tokens=options.microbatch_tokens,
+                output=str(directory / "trl"),
+            )
+            found[side].append(measure(job, directory))
+    print(f"\n{name}, {kind}, {options.dtype}, {options.batch_size} rows a step, {options.steps} timed steps")
+    print("settings:", {side: turns[0].settings for side, turns in found.items()}, "\n")
+    table("side", "trained tokens/s", "all tokens/s", "peak MiB", "ours / it, tokens/s", "ours / it, peak", "loss, first step")
+    for side, turns in found.items():
+        pairs = list(zip(found["ours"], turns, strict=True))
+        row(
+            side,
+            spread(one.rate for one in turns),
+            spread(one.packed_tokens / one.seconds for one in turns),
+            f"{median(one.peak_mib for one in turns):.0f}",
+            f"{median(ours.rate / one.rate for ours, one in pairs):.2f}",
+            f"{median(ours.peak_mib / one.peak_mib for ours, one in pairs):.2f}",
+            f"{turns[0].losses[0]:.4f}" if turns[0].losses else "-",
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the kinds that are named."""
+    parser = argparse.ArgumentParser(prog="benchmarks.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help="sft, dpo; both without")
+    parser.add_argument("--gpu", action="store_true", help="random weights of Qwen3 shapes on the first CUDA device")
+    parser.add_argument("--model", default="smollm2-135m", help="on a CPU: what trains")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each turn")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows, or pairs, of a step")
+    parser.add_argument("--longest", type=int, default=512, help="tokens of the longest row")
+    parser.add_argument("--microbatch-tokens", type=int, default=1024)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    options = parser.parse_args(argv)
+    if unknown := [kind for kind in options.kinds if kind not in KINDS]:
+        parser.error(f"no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+    print(", ".join(f"{name} {_version(name)}" for name in ("gym-bridge", "torch", "transformers", "trl")))
+    with tempfile.TemporaryDirectory() as directory:
+        for name, model in _models(options, Path(directory)):
+            for kind in options.kinds or KINDS:
+                compare(kind, model, options, Path(directory), name=name)
+
+
+def _models(options: argparse.Namespace, directory: Path) -> list[tuple[str, str]]:
+    """Names and directories of what trains."""
+    if options.gpu:
+        from benchmarks.train_shapes import SHAPES, random_model
+
+        return [(name, str(random_model(name, directory / name))) for name in SHAPES]
+    from gym_bridge.api.models import model_directory
+
+    return [(options.model, str(model_directory(options.model)))]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What the PyTorch backend must know of an architecture, and where it learns it from transformers.
+
+T = packed tokens, H = hidden size, V = vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedModel
+
+from gym_bridge.config import load_object
+from gym_bridge.errors import ConfigError, PolicyError, nearest
+from gym_bridge.policy.attention import KERNEL, BlockRows, block_rows, flex_mask
+from gym_bridge.policy.head import OutputHead, token_logprobs
+from gym_bridge.policy.loading import SCORE, load_module
+from gym_bridge.policy.packing import Pack, pack
+from gym_bridge.schemas.policy_settings import PolicySettings
+from gym_bridge.schemas.seams import Head
+from gym_bridge.schemas.tokens import TrainingSequence
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+TOLERANCE = 1e-3
+"""In nats, by how much a packed log-prob may differ from that of the sequence alone before a model is refused."""
+
+
+class ModelFamily(Protocol):
+    """An architecture as the PyTorch backend uses it; `policy.family` names a class of these methods, called with (settings)."""
+
+    def load(self, directory: Path, *, device: torch.device, head: Head) -> PreTrainedModel:
+        """The model of a Hugging Face directory, in evaluation mode and float32. Raises PolicyError where packing is wrong."""
+        ...
+
+    def hidden(self, module: PreTrainedModel, packed: Pack) -> Tensor:
+        """[T, H] hidden states after the last norm, equal to those of the sequences alone."""
+        ...
+
+    def output_head(self, module: PreTrainedModel) -> OutputHead:
+        """How hidden states become logits; the tensors are those that train."""
+        ...
+
+    def score_weight(self, module: PreTrainedModel) -> Tensor:
+        """[H] weight of the scalar head."""
+        ...
+
+
+def open_family(settings: PolicySettings) -> ModelFamily:
+    """The family that `policy.family` names. Raises ConfigError for an unknown name, and for attention that the device lacks."""
+    if settings.family == "hf":
+        return HFFamily(settings)
+    if ":" not in settings.family:
+        raise ConfigError(f"policy.family={settings.family!r}: unknown family{nearest(settings.family, ['hf'])}")
+    return load_object(settings.family)(settings)
+
+
+class HFFamily:
+    """Decoders of transformers whose layers attend to everything before a token or to a window of it.
+
+    A model is tried on a few tokens when it is loaded: one whose packed sequences differ from the same ones alone is refused,
+    such as one with a recurrent state, with a bias by distance within the row or with an unknown factor on its logits.
+    """
+
+    def __init__(self, settings: PolicySettings):
+        on_cuda = torch.device(settings.device).type == "cuda"
+        if settings.attention == "flex" and not on_cuda:
+            raise ConfigError(
+                f"policy.attention=flex: FlexAttention has no backward pass on {settings.device}; set policy.attention=sdpa"
+            )
+        self._flex = on_cuda and settings.attention != "sdpa"
+
+    def load(self, directory: Path, *, device: torch.device, head: Head) -> PreTrainedModel:
+        """The model of a Hugging Face directory, in evaluation mode and float32. Raises PolicyError where packing is wrong."""
+        module = load_module(directory, device=device, head=head, attention="eager")
+        name = type(module).__name__
+        if not isinstance(module.get_decoder(), PreTrainedModel):
+            raise PolicyError(f"{directory}: {name} has no decoder that transformers can name; choose a model of another family")
+        kinds, _ = _attention_kinds(module)
+        if unknown := kinds - {FULL, SLIDING}:
+            raise PolicyError(f"{directory}: sequences cannot be packed for layers of {min(unknown)}; choose a model without them")
+        if not module.is_backend_compatible():
+            raise PolicyError(f"{directory}: {name} has attention code of its own, which takes no packed sequences; choose another")
+        module.set_attn_implementation(KERNEL)
+        _refuse_wrong_values(self, module, head, directory)
+        return module
+
+    def hidden(self, module: PreTrainedModel, packed: Pack) -> Tensor:
+        """[T, H] hidden states after the last norm."""
+        return _hidden(module, packed, _masks(module, packed, flex=self._flex))
+
+    def output_head(self, module: PreTrainedModel) -> OutputHead:
+        """How hidden states become logits, as the configuration tells."""
+        layer: Any = module.get_output_embeddings()
+        config = module.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        if divisor := getattr(config, "logits_scaling", None):
+            scale = divisor if config.model_type.startswith("hyperclovax") else 1 / divisor
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return OutputHead(weight=layer.weight, bias=getattr(layer, "bias", None), scale=scale, softcap=softcap)
+
+    def score_weight(self, module: PreTrainedModel) -> Tensor:
+        """[H] weight of the scalar head."""
+        return module.get_parameter(SCORE)[0]
+
+
+Mask = BlockRows | BlockMask
+
+
+def _attention_kinds(module: PreTrainedModel) -> tuple[set[str], int | None]:
+    """What the layers attend to, and the window of those that slide, in tokens."""
+    config = module.get_decoder().config
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None) or [FULL if window is None else SLIDING]
+    return set(layers), window
+
+
+def _masks(module: PreTrainedModel, packed: Pack, *, flex: bool) -> Mask | dict[str, Mask]:
+    """The mask of all layers, or by kind of attention where layers differ."""
+    kinds, window = _attention_kinds(module)
+    build = flex_mask if flex else block_rows
+    masks: dict[str, Mask] = {kind: build(packed, window=window if kind == SLIDING else None) for kind in sorted(kinds)}
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _hidden(module: PreTrainedModel, packed: Pack, masks: Mask | dict[str, Mask]) -> Tensor:
+    found = module.get_decoder()(
+        input_ids=packed.token_ids[None], position_ids=packed.position_ids[None], attention_mask=masks, use_cache=False
+    )
+    return found.last_hidden_state[0]
+
+
+@torch.no_grad()
+def _refuse_wrong_values(family: HFFamily, module: PreTrainedModel, head: Head, directory: Path) -> None:
+    """Raises PolicyError when short packed sequences get other values than the same ones alone, within a window of 4 tokens."""
+    sequences = _trial(module, head)
+    device = next(module.parameters()).device
+    try:
+        with _window_of(module, 4):
+            packed = pack(sequences, device=device)
+            hidden = _hidden(module, packed, _masks(module, packed, flex=False))
+            if head == "scalar":
+                found = hidden[packed.trained] @ family.score_weight(module)
+            else:
+                found, _ = token_logprobs(hidden[packed.predictors], packed.targets, family.output_head(module))
+            expected = torch.cat([_alone(module, one, head) for one in sequences])
+    except (PolicyError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise PolicyError(f"{directory}: sequences cannot be packed for {type(module).__name__}: {error}") from error
+    difference = float((found - expected).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise PolicyError(
+            f"{directory}: {type(module).__name__} gives packed sequences other values than the same alone (by {difference:.2g}); "
+            "it keeps a state, biases or factors that packing does not know; choose a model of another family"
+        )
+
+
+def _trial(module: PreTrainedModel, head: Head) -> list[TrainingSequence]:
+    """Three sequences of at most 14 tokens, two of which begin alike."""
+    draw = np.random.default_rng(0)
+    config = module.config.get_text_config()
+    pad = getattr(config, "pad_token_id", None)  # a scalar head of transformers is read before the padding
+    allowed = [token for token in range(min(config.vocab_size, 1000)) if token != pad]
+    first, second, other = (draw.choice(allowed, size) for size in (14, 5, 9))
+    sequences = []
+    for ids in (first, np.concatenate([first[:6], second]), other):
+        mask = np.arange(len(ids)) >= (6 if head == "lm" else len(ids) - 1)
+        sequences.append(TrainingSequence(token_ids=ids.astype(np.int32), train_mask=mask))
+    return sequences
+
+
+def _alone(module: PreTrainedModel, sequence: TrainingSequence, head: Head) -> Tensor:
+    """Log-probs or score of one sequence by the model's own forward pass."""
+    ids = torch.from_numpy(sequence.token_ids).long().to(next(module.parameters()).device)
+    logits = module(input_ids=ids[None], use_cache=False).logits[0].float()
+    if head == "scalar":
+        return logits
+    trained = torch.from_numpy(sequence.train_mask[1:]).to(ids.device)
+    return torch.log_softmax(logits[:-1], dim=-1)[torch.arange(len(ids) - 1, device=ids.device), ids[1:]][trained]
+
+
+@contextmanager
+def _window_of(module: PreTrainedModel, window: int) -> Iterator[None]:
+    """A model that has a sliding window has one of `window` tokens inside, so that a few tokens show whether it is right."""
+    config = module.get_decoder().config
+    before = getattr(config, "sliding_window", None)
+    if before is not None:
+        config.sliding_window = window
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.sliding_window = before

@@ -1,0 +1,47 @@
+"""A policy over a tiny model, losses for it, and what its steps leave behind."""
+
+from gym_bridge.algorithms.losses import negative_log_likelihood
+from gym_bridge.policy.torch_policy import TorchPolicy
+from gym_bridge.schemas.seams import Loss
+from gym_bridge.schemas.settings import PolicySettings
+
+
+def open_policy(directory, *, head="lm", total_steps=None, **settings):
+    """A policy in float32 unless told otherwise."""
+    chosen = PolicySettings(**{"compute_dtype": "float32", "lr": 1e-3, **settings})
+    return TorchPolicy(directory, chosen, head=head, total_steps=total_steps)
+
+
+def mean_nll(logprobs, columns):
+    """The mean over trained tokens."""
+    return Loss(negative_log_likelihood(logprobs, num_tokens=columns.num_tokens))
+
+
+def weighted(logprobs, columns):
+    """The mean over trained tokens, each times its advantage."""
+    return Loss(-(logprobs * columns.advantages).sum() / columns.num_tokens)
+
+
+def weights_of(policy):
+    """Copies of the master weights."""
+    return {name: tensor.detach().clone() for name, tensor in policy.masters.masters.items()}
+
+
+def same(first, second):
+    """True for equal names and equal bits."""
+    return first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
+
+
+def gradients_of_step(policy, microbatches, loss_fn):
+    """The gradients added up over all microbatches, as autograd leaves them, and the step's result."""
+    caught = {}
+
+    def catch(name):
+        return lambda param: caught.__setitem__(name, param.grad.clone())
+
+    trained = [(name, param) for name, param in policy.module.named_parameters() if param.requires_grad]
+    handles = [param.register_post_accumulate_grad_hook(catch(name)) for name, param in trained]
+    result = policy.step(microbatches, loss_fn)
+    for handle in handles:
+        handle.remove()
+    return caught, result
