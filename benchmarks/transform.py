@@ -195,7 +195,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--mib", type=float, default=64, help="size of the files of formats and filters")
+    parser.add_argument("--mib", type=float, default=256, help="size of the files of formats and filters")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workers-gib", type=float, default=1)
     parser.add_argument("--memory-gib", type=float, default=3)

@@ -31,7 +31,20 @@ def test_the_help_of_the_top_level_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "verb", ["collect", "transform", "audit", "train sft", "train grpo", "eval run", "serve", "tasks", "quickstart"]
+    "verb",
+    [
+        "collect",
+        "transform",
+        "audit",
+        "train sft",
+        "train grpo",
+        "eval run",
+        "serve",
+        "tasks",
+        "quickstart",
+        "checkpoint export",
+        "nemo-rl import",
+    ],
 )
 def test_the_help_of_a_verb_loads_no_torch(verb: str):
     argv = [*verb.split(), "--help"]

@@ -20,6 +20,8 @@ from gym_bridge.errors import ConfigError
 
 BLOCK_BYTES = 1 << 20
 """A block ends with the line that passes this size."""
+COUNTED_BYTES = 1 << 18
+NEWLINE = ord("\n")
 STDIN = Path("-")
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -104,20 +106,33 @@ def blocks(sources: Sequence[Source], *, size: int = BLOCK_BYTES, with_data: boo
     """All lines of all sources, in order. Without `with_data`, blocks of plain files leave their bytes to be read again."""
     for number, source in enumerate(sources):
         line, offset = 1, 0
+        keep = with_data or source.compression is not None
         with open_plain(source.path, place=source.place) as file:
-            while data := file.read(size):
-                data += b"" if data.endswith(b"\n") else file.readline()
-                keep = with_data or source.compression is not None
-                yield Block(
-                    source=number,
-                    first_line=line,
-                    offset=offset,
-                    length=len(data),
-                    place=source.place,
-                    data=data if keep else None,
-                )
-                line += data.count(b"\n")
-                offset += len(data)
+            for data, length, num_lines in _read_blocks(file, size) if keep else _counted_blocks(file, size):
+                yield Block(source=number, first_line=line, offset=offset, length=length, place=source.place, data=data)
+                line += num_lines
+                offset += length
+
+
+def _read_blocks(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Bytes, length and number of newlines of every block."""
+    while data := file.read(size):
+        data += b"" if data.endswith(b"\n") else file.readline()
+        yield data, len(data), data.count(b"\n")
+
+
+def _counted_blocks(file: Any, size: int) -> Iterator[tuple[None, int, int]]:
+    """The same without the bytes, which are looked at in pieces that stay in the processor's cache."""
+    buffer = bytearray(min(size, COUNTED_BYTES))
+    length, num_lines, last = 0, 0, 0
+    while count := file.readinto(buffer):
+        length, num_lines, last = length + count, num_lines + buffer.count(b"\n", 0, count), buffer[count - 1]
+        if length >= size:
+            rest = b"" if last == NEWLINE else file.readline()
+            yield None, length + len(rest), num_lines + rest.count(b"\n")
+            length, num_lines = 0, 0
+    if length:
+        yield None, length, num_lines
 
 
 @contextmanager

@@ -110,17 +110,12 @@ def _blocks(packed: Pack) -> tuple[list[tuple[int, int]], list[tuple[int, ...]]]
         if covered - start > SMALL:
             chains[run] = (*context, len(bounds))
             covered = end
-        elif bounds and contexts[-1] == context and _small_and_joined(bounds[-1], until, covered):
+        elif bounds and contexts[-1] == context and covered - bounds[-1][0] <= SMALL:
             bounds[-1] = (bounds[-1][0], covered)
             continue
         bounds.append((start, covered))
         contexts.append(context)
     return bounds, contexts
-
-
-def _small_and_joined(last: tuple[int, int], until: list[int], end: int) -> bool:
-    """Whether the last block is whole subtrees and stays small when it goes on to `end`."""
-    return until[last[0]] <= last[1] and end - last[0] <= SMALL
 
 
 def attend(

@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import get_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.policy.optimizers import hush_bitsandbytes
 from gym_bridge.schemas.settings import PolicySettings
 
 ADAPTIVE = ("reduce_lr_on_plateau", "greedy")  # they follow a metric, not the number of the step
@@ -28,12 +28,17 @@ class Schedule:
 
         Raises ConfigError for an unknown schedule or option, one that lacks, and for a falling schedule of unknown length.
         """
-        names = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items() if kind.value not in ADAPTIVE}
-        if settings.schedule not in names:
-            raise ConfigError(f"policy.schedule={settings.schedule}: no schedule of this name{nearest(settings.schedule, names)}")
-        parameters = inspect.signature(names[settings.schedule]).parameters
+        self.lr, self.length, self.offset = settings.lr, None, 1
+        if settings.schedule == "constant_with_warmup" and not settings.schedule_options and not settings.schedule_steps:
+            # without transformers' schedules, whose import brings all of its trainer and takes seconds
+            self._factor = partial(_risen, warmup=settings.warmup_steps)
+            return
+        functions = _functions()
+        if settings.schedule not in functions:
+            hint = nearest(settings.schedule, functions)
+            raise ConfigError(f"policy.schedule={settings.schedule}: no schedule of this name{hint}")
+        parameters = inspect.signature(functions[settings.schedule]).parameters
         _check_options(settings, {name: one for name, one in parameters.items() if name not in GIVEN})
-        self.lr = settings.lr
         self.length = _length(settings, parameters, total_steps)
         self.offset = 0 if settings.schedule == COUNTS_FROM_ONE else 1
         self._factor = self._built(settings, rises="num_warmup_steps" in parameters)
@@ -44,6 +49,8 @@ class Schedule:
         return self.lr * self._factor(counted + self.offset)
 
     def _built(self, settings: PolicySettings, *, rises: bool) -> Callable[[int], float]:
+        from transformers import get_scheduler
+
         warmup, options = settings.warmup_steps, dict(settings.schedule_options)
         if warmup and not rises:
             raise ConfigError(f"policy.warmup_steps has no effect on policy.schedule={settings.schedule}; use constant_with_warmup")
@@ -64,6 +71,18 @@ class Schedule:
         except (TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"policy.schedule={settings.schedule} with policy.schedule_options={options}: {error}") from error
         return factor
+
+
+def _risen(counted: int, *, warmup: int) -> float:
+    return min(1.0, counted / (warmup + 1))
+
+
+def _functions() -> dict[str, Callable[..., Any]]:
+    """transformers' schedules by name."""
+    hush_bitsandbytes()  # which this imports where it is installed
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    return {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items() if kind.value not in ADAPTIVE}
 
 
 def _check_options(settings: PolicySettings, known: dict[str, inspect.Parameter]) -> None:

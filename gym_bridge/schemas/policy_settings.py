@@ -24,7 +24,7 @@ class PolicySettings(StrictModel):
     model: str = "smollm2-135m"
     """A run, a checkpoint, a directory, a GGUF file or a registry name."""
     backend: str = "torch"
-    """torch, or a dotted path to a policy class of your own: package.module:Name, called with (directory, settings, head=...)."""
+    """torch, or a dotted path to a policy class of your own: package.module:Name, called as TorchPolicy is."""
     family: str = "hf"
     """hf: what transformers can load; or a dotted path to a model family of your own: package.module:Name."""
     device: str = "cpu"

@@ -133,6 +133,10 @@ class Policy(Protocol):
         """For each sequence the log-probs [n] of its trained tokens, without gradient."""
         ...
 
+    def reference_logprobs(self, sequences: Sequence[TrainingSequence]) -> list["Tensor"]:
+        """As `logprobs`, of the model that training began with."""
+        ...
+
     def step(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> StepResult:
         """One optimizer update over all microbatches. Raises PolicyError when the loss or gradient is not finite."""
         ...

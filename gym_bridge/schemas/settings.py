@@ -75,6 +75,14 @@ class SFTAlgorithm(StrictModel):
     epochs: PositiveInt = 1
     """Passes over the rows."""
 
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, name: str) -> str:
+        """Raises ValueError for a name that is neither a loss of ours nor a dotted path."""
+        if ":" not in name and name != "nll":
+            raise ValueError(f"no loss of this name{nearest(name, ['nll'])}; nll, or package.module:name")
+        return name
+
 
 class SFTSettings(StrictModel):
     """`gym-bridge train sft`."""

@@ -3,6 +3,7 @@
 Token ids, masks and log-probs stand one sequence after the other in flat arrays; a table tells where each begins and ends.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import orjson
 
 from gym_bridge.errors import ConfigError
+from gym_bridge.io.digests import digest_file
 from gym_bridge.io.jsonl import written_aside
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.tokens.sample_files import Samples, Unit
@@ -20,7 +22,15 @@ from gym_bridge.tokens.sample_files import Samples, Unit
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of these files and of what is read into them: a change of either makes the older files worthless."""
+"""Of these files."""
+
+
+def digest_code() -> str:
+    """SHA-256 over the code of this room, which tells what becomes of a row: files that older code made are not used."""
+    total = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(bytes.fromhex(digest_file(path)))
+    return total.hexdigest()
 
 
 class SampleCache:

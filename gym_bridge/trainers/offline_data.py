@@ -10,15 +10,15 @@ from typing import Any
 from gym_bridge.io.digests import digest_file, digest_json
 from gym_bridge.schemas.data_settings import OfflineData
 from gym_bridge.tokens.rollout_samples import token_directory
-from gym_bridge.tokens.sample_cache import FORMAT, SampleCache
+from gym_bridge.tokens.sample_cache import FORMAT, SampleCache, digest_code
 from gym_bridge.tokens.sample_files import Limits, SampleReader, Samples, Unit, read_samples
 from gym_bridge.tokens.tokenizer import digest_tokenizer, vocabulary_size
 from gym_bridge.trainers.epochs import Dataset
 
 log = logging.getLogger(__name__)
 
-MADE_BY = ("gym-bridge", "renderers", "tokenizers")
-"""Packages whose versions tell how a row is rendered."""
+MADE_BY = ("renderers", "tokenizers")
+"""Packages whose versions tell, beside our own code, how a row is rendered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class _Files:
             "tokenizer": self.tokenizer,
             "reader": self.reader.identity,
             "limits": [self.limits.max_length, self.limits.over_length, self.limits.vocab_size],
-            "made_by": [version(name) for name in MADE_BY],
+            "made_by": [digest_code(), *(version(name) for name in MADE_BY)],
         }
 
 

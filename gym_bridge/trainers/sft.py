@@ -32,12 +32,10 @@ EXPECTED = "expected 'messages' (and 'tools'), 'input' and 'output', or rollouts
 def sft_loss(settings: SFTAlgorithm) -> LossFn:
     """Weighted negative log-likelihood, averaged over the step's tokens or its rows; or the loss that a dotted path names.
 
-    Raises ConfigError for a name that is neither.
+    Raises ConfigError for a dotted path that leads to none.
     """
     if ":" in settings.loss:
         return own_loss(settings)
-    if settings.loss != "nll":
-        raise ConfigError(f"algorithm.loss={settings.loss!r} is no loss of sft; it has nll, or package.module:name")
 
     def loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
         if settings.mean_over == "tokens":

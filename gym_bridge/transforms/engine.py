@@ -89,14 +89,14 @@ class _Writer:
         self._files = files
         self.num_rows = [0] * len(files)
 
-    def write(self, rows: Sequence[bytes], validation: Sequence[bool]) -> None:
-        """Take rows; `validation` is empty where there is one file."""
+    def write(self, converted: Converted) -> None:
+        """Take rows, each to its file."""
         if len(self._files) == 1:
-            self._files[0].writelines(rows)
-            self.num_rows[0] += len(rows)
+            self._files[0].writelines(converted.rows)
+            self.num_rows[0] += converted.num_rows
             return
         for number in (0, 1):
-            chosen = [row for row, held_out in zip(rows, validation, strict=True) if held_out == number]
+            chosen = [row for row, held_out in zip(converted.rows, converted.validation, strict=True) if held_out == number]
             self._files[number].writelines(chosen)
             self.num_rows[number] += len(chosen)
 
@@ -110,17 +110,17 @@ def _one_pass(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: W
     """Convert every block as it comes."""
     evidence, seen, frames = Evidence(), set[int](), _Frames()
     for converted in workers.ordered_map(partial(BlockConverter, plan), _blocks(sources, workers)):
-        num_rows = len(converted.rows)
+        num_rows = converted.num_rows
         if plan.dedupe == "exact":
             _drop_seen(converted, seen)
-        writer.write(converted.rows, converted.validation)
+        writer.write(converted)
         evidence.rows_in += converted.rows_in
-        evidence.rows_used += len(converted.rows)
+        evidence.rows_used += converted.num_rows
         evidence.num_joined_prompts += sum(converted.joined)
         evidence.dropped += converted.dropped
         evidence.tools += converted.tools
         evidence.components += converted.components
-        if repeated := num_rows - len(converted.rows):
+        if repeated := num_rows - converted.num_rows:
             evidence.dropped["duplicate"] += repeated
         if converted.index is not None:
             frames.add(converted.index)
@@ -134,7 +134,7 @@ def _two_passes(plan: Plan, sources: Sequence[Source], writer: _Writer, workers:
     evidence = Evidence()
     selection = _selected(plan, sources, workers, evidence)
     for converted in workers.ordered_map(partial(UnitConverter, plan), _units(plan, sources, selection)):
-        writer.write(converted.rows, converted.validation)
+        writer.write(converted)
         evidence.num_joined_prompts += sum(converted.joined)
     reasons = selection.index["reason"]
     evidence.rows_in, evidence.rows_used = selection.index.height, reasons.null_count()
@@ -189,6 +189,7 @@ def _drop_seen(converted: Converted, seen: set[int]) -> None:
         fresh.append(key not in seen)
         seen.add(key)
     converted.rows = list(compress(converted.rows, fresh))
+    converted.num_rows = len(converted.rows)
     converted.validation = list(compress(converted.validation, fresh))
     converted.joined = list(compress(converted.joined, fresh))
 

@@ -161,7 +161,9 @@ class Indexer:
         if row is None:
             return None, None
         if self._unit == "pair":
-            orjson.dumps([value for name, value in row.items() if name not in ("prompt", "answer")])
+            others = [value for name, value in row.items() if name not in ("prompt", "answer") and not _is_json(value)]
+            if others:
+                orjson.dumps(others)
             return json_key(row["prompt"]), json_key(row["answer"])
         if self._writes_rows:
             orjson.dumps(row)
@@ -187,6 +189,11 @@ def _column(view: RolloutView, name: str) -> Any:
         return rollout_columns(view, (name,))[name]
     except DataError:
         return None
+
+
+def _is_json(value: Any) -> bool:
+    """True for what can be written without a look at it."""
+    return value is None or isinstance(value, orjson.Fragment)
 
 
 def key_of(text: bytes) -> int:

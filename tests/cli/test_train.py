@@ -63,6 +63,7 @@ def test_later_configs_win(gym_bridge, tmp_path: Path):
         (["sft", "--config", "sft/tiny"], "'data.train' is required; set data.train=..."),
         (["sft", "--config", "sft/tiny", "data.train=x", "policy.lrr=1"], "unknown key 'policy.lrr'; did you mean 'lr' or 'lora'?"),
         (["sft", "--config", "sft/tiny", "data.train=x", "policy.lr=fast"], "policy.lr='fast': Input should be a valid number"),
+        (["sft", "--config", "sft/tiny", "data.train=x", "algorithm.loss=nl"], "no loss of this name; did you mean 'nll'?"),
         (["sft", "--config", "sft/tiny", "data.train"], "override 'data.train' has no '='"),
         (["sft", "--config", "rlvr/tiny", "data.train=x"], "unknown key 'env'"),
         (["sft", "--config", "no.yaml", "data.train=x"], "no.yaml: No such file or directory"),

@@ -103,4 +103,4 @@ def test_peak_memory_is_that_of_the_process_so_far():
     risen = peak_memory_gib(CPU)
     assert before + 0.1 < risen < before + 0.2
     del held
-    assert peak_memory_gib(CPU) == risen
+    assert risen - 0.01 < peak_memory_gib(CPU) < risen + 0.01  # a peak stays

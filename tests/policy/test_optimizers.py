@@ -82,6 +82,18 @@ def test_saved_and_loaded_moments_go_on_bit_for_bit(tiny_llama, group, tmp_path,
     assert same(resumed.masters.state_tensors(), whole.masters.state_tensors())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_moments_on_a_gpu_come_back_bit_for_bit(tiny_llama, group, tmp_path, optimizer):
+    whole, resumed = (open_policy(tiny_llama, optimizer=optimizer, device="cuda") for _ in range(2))
+    whole.step([group], mean_nll)
+    whole.save(tmp_path / "step", source_state={})
+    resumed.load(tmp_path / "step")
+    assert same(weights_of(resumed), weights_of(whole))
+    assert same(resumed.masters.state_tensors(), whole.masters.state_tensors())
+    resumed.step([group], mean_nll)
+
+
 def test_a_weight_that_a_step_left_out_keeps_its_own_count_of_updates(tiny_llama, group):
     policy, resumed = open_policy(tiny_llama), open_policy(tiny_llama)
     policy.step([group], mean_nll)

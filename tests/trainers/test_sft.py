@@ -133,7 +133,6 @@ def test_a_loss_of_ones_own_is_named_by_a_dotted_path(tiny_llama, training_seque
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nl", r"algorithm\.loss='nl' is no loss of sft; it has nll, or package\.module:name"),
         ("tests.trainers.test_sft:nobody", "cannot load 'tests.trainers.test_sft:nobody'"),
         ("tests.trainers.test_sft:PLAIN", "algorithm.loss='tests.trainers.test_sft:PLAIN' is int, no function of the settings"),
     ],

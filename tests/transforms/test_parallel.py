@@ -34,6 +34,21 @@ def killed_by(rollout: RolloutView, options: RowOptions) -> Row:
 FRAGILE = Format(row=killed_by)
 
 
+def made_by(rollout: RolloutView, options: RowOptions) -> Row:
+    """The process that made the row."""
+    return {"process": os.getpid()}
+
+
+TOLD = Format(row=made_by)
+
+
+def test_a_small_input_starts_no_process(tmp_path, monkeypatch):
+    path = rollouts(tmp_path, line())
+    assert transformed(path, f"{__name__}:TOLD", workers=2, bare=True)[0] == [{"process": os.getpid()}]
+    monkeypatch.setattr(engine, "WORKERS_FROM_BYTES", path.stat().st_size)
+    assert transformed(path, f"{__name__}:TOLD", workers=2, bare=True)[0] != [{"process": os.getpid()}]
+
+
 def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "WORKERS_FROM_BYTES", 0)
     path = rollouts(tmp_path, line(), line(text=FATAL))

@@ -1,0 +1,123 @@
+"""A backend, a model family, a loss and a sampler of a user's own package, named by dotted paths; no file of ours knows them."""
+
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from gym_bridge import api
+from gym_bridge.config import load_config
+from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+
+PACKAGE = '''
+"""Parts of somebody else's."""
+
+from pathlib import Path
+
+from gym_bridge.policy.family import HFFamily
+from gym_bridge.policy.samplers.local import LocalSampler
+from gym_bridge.policy.torch_policy import TorchPolicy
+from gym_bridge.schemas.seams import Loss
+
+CALLED = Path(__file__).with_name("called.txt")
+
+
+def note(what):
+    with CALLED.open("a") as file:
+        file.write(what + "\\n")
+
+
+class Policy(TorchPolicy):
+    def step(self, microbatches, loss_fn):
+        note("backend")
+        return super().step(microbatches, loss_fn)
+
+
+class Family(HFFamily):
+    def hidden(self, module, packed):
+        note("family")
+        return super().hidden(module, packed)
+
+
+class Sampler(LocalSampler):
+    def __init__(self, policy, settings):
+        note(f"sampler {settings.max_tokens}")
+        super().__init__(policy.module, max_batch=settings.max_batch)
+
+
+def halved(algorithm):
+    def loss(logprobs, columns):
+        return Loss(-0.5 * logprobs.sum() / columns.num_tokens, {"mine": 1 / columns.num_tokens})
+
+    return loss
+'''
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the outside package was called for, so far."""
+    (tmp_path / "outside_parts.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_parts", raising=False)  # of the test before
+    return lambda: set((tmp_path / "called.txt").read_text().split("\n")) - {""}
+
+
+def metrics(run: Path) -> dict:
+    return orjson.loads((run / "metrics.jsonl").read_bytes().splitlines()[0])
+
+
+def test_a_backend_a_family_and_a_loss_of_another_package_train(called, tiny_llama: Path, tmp_path: Path):
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    (tmp_path / "sft.jsonl").write_bytes(orjson.dumps({"messages": messages}) + b"\n")
+    shared = [
+        f"data.train={tmp_path / 'sft.jsonl'}",
+        f"policy.model={tiny_llama}",
+        "data.cache=false",
+        "policy.compute_dtype=float32",
+    ]
+    own = ["policy.backend=outside_parts:Policy", "policy.family=outside_parts:Family", "algorithm.loss=outside_parts:halved"]
+    for name, overrides in (("theirs", own), ("ours", [])):
+        api.train(load_config(SFTSettings, overrides=[*shared, *overrides, f"trainer.output={tmp_path / name}"]))
+    assert called() == {"backend", "family"}
+    theirs, ours = metrics(tmp_path / "theirs"), metrics(tmp_path / "ours")
+    assert theirs["loss"] == pytest.approx(ours["loss"] / 2, rel=1e-6)
+    assert "mine" in theirs
+    assert "mine" not in ours
+
+
+def test_a_sampler_of_another_package_plays(called, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from gym_bridge.errors import PolicyError
+
+    api.make_tasks("arithmetic", tmp_path / "tasks.jsonl", num_tasks=1, seed=0, split="train", knobs={})
+    overrides = [
+        f"data.train={tmp_path / 'tasks.jsonl'}",
+        f"policy.model={tiny_llama}",
+        "env.server=arithmetic",
+        "sampler.kind=outside_parts:Sampler",
+        "sampler.max_tokens=3",
+        "algorithm.group_size=2",
+        "algorithm.tasks_per_step=1",
+        f"trainer.output={tmp_path / 'grpo'}",
+    ]
+    monkeypatch.setattr("gym_bridge.trainers.grpo.MAX_EMPTY_STEPS", 1)
+    with pytest.raises(PolicyError, match="no spread"):  # a model of random weights never answers right
+        api.train(load_config(GRPOSettings, overrides=overrides))
+    assert called() == {"sampler 3"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policy.backend=torhc", "unknown policy backend 'torhc'; did you mean 'torch'?"),
+        ("policy.family=outside_parts:Famly", "cannot load 'outside_parts:Famly'"),
+        ("algorithm.loss=outside_parts:PACKAGE", "cannot load 'outside_parts:PACKAGE'"),
+    ],
+)
+def test_a_part_that_is_not_there_is_one_line(called, gym_bridge, override: str, message: str, tiny_llama: Path, tmp_path: Path):
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    (tmp_path / "sft.jsonl").write_bytes(orjson.dumps({"messages": messages}) + b"\n")
+    given = [f"data.train={tmp_path / 'sft.jsonl'}", f"policy.model={tiny_llama}", f"trainer.output={tmp_path / 'run'}"]
+    ended = gym_bridge("train", "sft", *given, override)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert message in ended.err
