@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gym_bridge.api import collect
+from gym_bridge import collect
 from gym_bridge.rollouts import http, turn_loop, workers  # noqa: F401  imported late by the verb, and not timed
 from gym_bridge.rollouts.collector import RolloutCollector
 from gym_bridge.rollouts.models import responses  # noqa: F401

@@ -8,17 +8,34 @@ from typing import TYPE_CHECKING, Any
 from gym_bridge.version import __version__
 
 if TYPE_CHECKING:
-    from gym_bridge.api import audit, collect, compare, evaluate, make_tasks, summarize_file, train, transform
+    from gym_bridge.api.checkpoints import export_checkpoint, import_checkpoint
+    from gym_bridge.api.collecting import collect
+    from gym_bridge.api.data import audit, make_tasks, transform, transform_columns
     from gym_bridge.api.doctor import doctor
+    from gym_bridge.api.evaluating import compare, evaluate, summarize_file
+    from gym_bridge.api.inspecting import inspect_checkpoint
+    from gym_bridge.api.nemo_rl import run_nemo_rl, write_nemo_rl_config
+    from gym_bridge.api.nemo_rl_import import import_nemo_rl_config
+    from gym_bridge.api.preparing import prep
     from gym_bridge.api.reverifying import reverify
+    from gym_bridge.api.training import train
     from gym_bridge.errors import ConfigError, DataError, GymBridgeError, PolicyError, ServerError
 
-_HOMES = {
-    **dict.fromkeys(("audit", "collect", "compare", "evaluate", "make_tasks", "summarize_file", "train", "transform"), "api"),
-    "doctor": "api.doctor",
-    "reverify": "api.reverifying",
-    **dict.fromkeys(("ConfigError", "DataError", "GymBridgeError", "PolicyError", "ServerError"), "errors"),
+_NAMES_OF = {
+    "api.checkpoints": ("export_checkpoint", "import_checkpoint"),
+    "api.collecting": ("collect",),
+    "api.data": ("audit", "make_tasks", "transform", "transform_columns"),
+    "api.doctor": ("doctor",),
+    "api.evaluating": ("compare", "evaluate", "summarize_file"),
+    "api.inspecting": ("inspect_checkpoint",),
+    "api.nemo_rl": ("run_nemo_rl", "write_nemo_rl_config"),
+    "api.nemo_rl_import": ("import_nemo_rl_config",),
+    "api.preparing": ("prep",),
+    "api.reverifying": ("reverify",),
+    "api.training": ("train",),
+    "errors": ("ConfigError", "DataError", "GymBridgeError", "PolicyError", "ServerError"),
 }
+_HOMES = {name: home for home, names in _NAMES_OF.items() for name in names}
 
 __all__ = [
     "ConfigError",
@@ -32,11 +49,19 @@ __all__ = [
     "compare",
     "doctor",
     "evaluate",
+    "export_checkpoint",
+    "import_checkpoint",
+    "import_nemo_rl_config",
+    "inspect_checkpoint",
     "make_tasks",
+    "prep",
     "reverify",
+    "run_nemo_rl",
     "summarize_file",
     "train",
     "transform",
+    "transform_columns",
+    "write_nemo_rl_config",
 ]
 
 

@@ -9,11 +9,23 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from gym_bridge.errors import ConfigError, nearest
+
+
+def _json_object(value: Any) -> Any:
+    try:
+        return orjson.loads(value) if isinstance(value, str) else value
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"expected a JSON object: {error}") from None
+
+
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
+"""An object, or the JSON of one, as a command line gives it."""
 
 
 class StrictModel(BaseModel):

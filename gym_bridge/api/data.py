@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from gym_bridge.transforms.report import TransformReport
 
 
-def transform(inputs: Sequence[Path], settings: TransformSettings) -> "TransformReport":
+def transform(inputs: Sequence[Path], settings: TransformSettings, *, quiet: bool = True) -> "TransformReport":
     """Turn rollouts files into one dataset. Raises ConfigError when no row is left, DataError for a bad row."""
     from gym_bridge.transforms.engine import transform_files
 
-    return transform_files(inputs, settings)
+    return transform_files(inputs, settings, quiet=quiet)
 
 
 def transform_columns(inputs: Sequence[Path]) -> list["Column"]:
@@ -39,7 +39,9 @@ def audit(path: Path, *, model: str, settings: "AuditSettings | None" = None) ->
     from gym_bridge.tokens.auditor import audit_file
     from gym_bridge.tokens.renderers import load_renderer
 
-    return audit_file(path, load_renderer(model_directory(model)), settings or AuditSettings())
+    settings = settings or AuditSettings()
+    renderer = load_renderer(model_directory(model), name=settings.renderer, options=settings.chat_template_kwargs)
+    return audit_file(path, renderer, settings)
 
 
 def make_tasks(server: str, output: Path, *, num_tasks: int, seed: int, split: "Split", knobs: dict[str, Any]) -> int:

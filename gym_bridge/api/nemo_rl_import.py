@@ -19,7 +19,7 @@ from gym_bridge.schemas.nemo_rl_keys import find_key
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
 
 SETTINGS = {"sft": SFTSettings, "dpo": DPOSettings, "rm": RewardModelSettings, "grpo": GRPOSettings}
-OPAQUE = ("policy.scheduler", "data.val_data_paths")
+OPAQUE = ("policy.scheduler", "policy.tokenizer.chat_template_kwargs", "data.val_data_paths")
 """Sections that are one value: their parts mean nothing alone."""
 RESOLVERS = {
     "add": lambda a, b: a + b,

@@ -341,6 +341,7 @@ CONVERSIONS: dict[str | tuple[str, str], Callable[[Any, Source], dict[str, Any]]
     "grpo.max_rollout_turns": _turns,
     ("policy.train_global_batch_size", "grpo"): _global_batch,
     "policy.train_micro_batch_size": _micro_batch,
+    "policy.tokenizer.chat_template_kwargs": lambda value, _: {"policy.chat_template_kwargs": dict(value)} if value else {},
     "policy.precision": _one_of(
         "policy.compute_dtype", {"bfloat16": "bfloat16", "float32": "float32"}, "policy.compute_dtype may be float32 or bfloat16"
     ),

@@ -19,6 +19,7 @@ from gym_bridge.schemas.play_settings import LimitSettings, TargetSettings
 from gym_bridge.schemas.settings import (
     DPOSettings,
     GRPOSettings,
+    PolicySettings,
     RewardModelSettings,
     SFTSettings,
     TrainSettings,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gym_bridge.rollouts.collector import RolloutCollector
     from gym_bridge.schemas.seams import Head, LossFn, ModelEndpoint
     from gym_bridge.schemas.tokens import TrainingSequence
+    from gym_bridge.tokens.renderers import Renderer
     from gym_bridge.tokens.sample_files import SampleReader, Unit
     from gym_bridge.trainers.epochs import EpochSource
     from gym_bridge.trainers.loop import TrainResult
@@ -135,6 +137,12 @@ def _load_data(settings: OfflineSettings, reader: "SampleReader", model: Path) -
     return load_data(settings.data, reader, model=model, cache=cache_directory() / "tokens")
 
 
+def _renderer(settings: PolicySettings, model: Path) -> "Renderer":
+    from gym_bridge.tokens.renderers import load_renderer
+
+    return load_renderer(model, name=settings.renderer, options=settings.chat_template_kwargs)
+
+
 def _validation(sets: "Mapping[str, Sequence[Unit]]", loss_fn: "LossFn", settings: OfflineSettings) -> "Validation | None":
     from gym_bridge.trainers.validation import Validation
 
@@ -145,11 +153,10 @@ def _validation(sets: "Mapping[str, Sequence[Unit]]", loss_fn: "LossFn", setting
 
 
 def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
-    from gym_bridge.tokens.renderers import load_renderer
     from gym_bridge.trainers.sft import SFTSource, sft_loss, sft_reader
 
     loss_fn, model = sft_loss(settings.algorithm), model_directory(settings.policy.model)
-    data = _load_data(settings, sft_reader(settings.data, load_renderer(model)), model)
+    data = _load_data(settings, sft_reader(settings.data, _renderer(settings.policy, model)), model)
     source, validation = SFTSource(data.train, settings), _validation(data.validation, loss_fn, settings)
     begun = _begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data))
     return _train_epochs("train sft", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)
@@ -157,12 +164,11 @@ def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
 
 def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
     from gym_bridge.policy.reference import with_ref_logprobs
-    from gym_bridge.tokens.renderers import load_renderer
     from gym_bridge.trainers.dpo import WITHOUT_REFERENCE, DPOSource, pair_reader, preference_loss, with_reference
 
     loss_fn = preference_loss(settings.algorithm, baseline=lambda: source.baseline)
     model = model_directory(settings.policy.model)
-    data = _load_data(settings, pair_reader(settings.data, load_renderer(model)), model)
+    data = _load_data(settings, pair_reader(settings.data, _renderer(settings.policy, model)), model)
     begun = _begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data))
     policy = begun.policy
 
@@ -181,11 +187,10 @@ def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
 
 
 def _train_reward_model(settings: RewardModelSettings, *, quiet: bool) -> "TrainResult":
-    from gym_bridge.tokens.renderers import load_renderer
     from gym_bridge.trainers.reward_model import RewardModelSource, read_at_the_end, reward_model_loss, scored_pair_reader
 
     loss_fn, model = reward_model_loss(settings.algorithm), model_directory(settings.policy.model)
-    data = _load_data(settings, scored_pair_reader(settings.data, load_renderer(model)), model)
+    data = _load_data(settings, scored_pair_reader(settings.data, _renderer(settings.policy, model)), model)
     begun = _begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data), head="scalar")
     pad_id = begun.policy.module.config.pad_token_id
     source = RewardModelSource(data.train, settings, pad_id=pad_id)
@@ -198,13 +203,12 @@ def _train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
     from gym_bridge.api.requested import tasks_of
     from gym_bridge.api.targets import open_target
     from gym_bridge.rollouts.models.sampled import SampledEndpoint
-    from gym_bridge.tokens.renderers import load_renderer
     from gym_bridge.tokens.tokenizer import digest_tokenizer
     from gym_bridge.trainers.grpo import GRPOSource, grpo_loss
     from gym_bridge.trainers.loop import source_state, train
 
     model = model_directory(settings.policy.model)
-    renderer = load_renderer(model)
+    renderer = _renderer(settings.policy, model)
     tasks = list(tasks_of(settings.data.train))
     tasks_digest = digest_file(settings.data.train)
     digests = {"tokenizer": digest_tokenizer(model), "data": tasks_digest}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gym_bridge import api
+from gym_bridge.api import data
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import validate
@@ -27,7 +27,7 @@ TRAINED = ("green", "bright_green")
 @output_options
 def command(file: Path, model: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Check FILE, rollouts, tasks or a dataset; exit 1 when a problem is found, 0 when there are only notes."""
-    report = api.audit(file, model=model, settings=validate(AuditSettings, given(options)))
+    report = data.audit(file, model=model, settings=validate(AuditSettings, given(options)))
     if as_json:
         print_json(report.model_dump())
     else:

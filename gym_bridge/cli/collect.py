@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gym_bridge import api
+from gym_bridge.api import collecting
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import validate
@@ -19,7 +19,7 @@ from gym_bridge.schemas.play_settings import CollectSettings
 @output_options
 def command(quiet: bool, as_json: bool, **options: Any) -> None:
     """Play tasks against a resource server and log the rollouts; the same command again goes on where this one stopped."""
-    result = api.collect(validate(CollectSettings, given(options)), quiet=quiet)
+    result = collecting.collect(validate(CollectSettings, given(options)), quiet=quiet)
     if as_json:
         print_json(
             {

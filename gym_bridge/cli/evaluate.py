@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gym_bridge import api
+from gym_bridge.api import evaluating
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.config import validate
 from gym_bridge.schemas.play_settings import EvalSettings
@@ -30,7 +30,7 @@ def command() -> None:
 @output_options
 def run(quiet: bool, as_json: bool, **options: Any) -> None:
     """Play held-out tasks and report the mean reward with its 95 % interval, clustered by task."""
-    _print(api.evaluate(validate(EvalSettings, given(options)), quiet=quiet), as_json)
+    _print(evaluating.evaluate(validate(EvalSettings, given(options)), quiet=quiet), as_json)
 
 
 @command.command("report", epilog="Example: gym-bridge eval report runs/x/rollouts.jsonl")
@@ -38,7 +38,7 @@ def run(quiet: bool, as_json: bool, **options: Any) -> None:
 @output_options
 def report(rollouts: Path, quiet: bool, as_json: bool) -> None:
     """Summarise an existing ROLLOUTS file."""
-    _print(api.summarize_file(rollouts), as_json)
+    _print(evaluating.summarize_file(rollouts), as_json)
 
 
 @command.command("compare", epilog="Example: gym-bridge eval compare runs/x/eval_before.jsonl runs/x/eval_after.jsonl")
@@ -47,7 +47,7 @@ def report(rollouts: Path, quiet: bool, as_json: bool) -> None:
 @output_options
 def compare(before: Path, after: Path, quiet: bool, as_json: bool) -> None:
     """The paired difference of two ROLLOUTS files over the same tasks, with its 95 % interval and p-value."""
-    _print(api.compare(before, after), as_json)
+    _print(evaluating.compare(before, after), as_json)
 
 
 def _print(result: Any, as_json: bool) -> None:

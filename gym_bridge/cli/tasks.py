@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gym_bridge import api
+from gym_bridge.api import data
 from gym_bridge.cli.options import output_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.errors import ConfigError
@@ -35,7 +35,7 @@ def command(
         if name in ("num_tasks", "seed", "split"):
             raise ConfigError(f"knob {knob!r} is an option: write --{name.replace('_', '-')} {value}")
         values[name] = value
-    count = api.make_tasks(server, output, num_tasks=num_tasks, seed=seed, split=split, knobs=values)  # pyright: ignore[reportArgumentType]
+    count = data.make_tasks(server, output, num_tasks=num_tasks, seed=seed, split=split, knobs=values)  # pyright: ignore[reportArgumentType]
     if as_json:
         print_json({"output": str(output), "num_tasks": count})
     else:

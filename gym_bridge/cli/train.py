@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gym_bridge import api
+from gym_bridge.api import training
 from gym_bridge.cli.options import output_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import load_config
@@ -43,7 +43,7 @@ def _verb(
         if dry_run:
             _print_settings(settings.model_dump(mode="json"))
             return
-        result = api.train(settings, quiet=quiet)
+        result = training.train(settings, quiet=quiet)
         if as_json:
             told = {
                 "steps": result.steps,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gym_bridge import api
+from gym_bridge.api import data
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json, print_table
 from gym_bridge.config import validate
@@ -24,7 +24,7 @@ NEEDED = ("to", "output")
 def command(rollouts: tuple[Path, ...], columns: bool, quiet: bool, as_json: bool, **options: Any) -> None:
     """Turn ROLLOUTS files (plain, .gz, .zst, or - for stdin) into one dataset, and account for every row."""
     if columns:
-        known = api.transform_columns(rollouts)
+        known = data.transform_columns(rollouts)
         if as_json:
             print_json([{"name": one.name, "type": one.type, "about": one.about} for one in known])
         else:
@@ -33,7 +33,7 @@ def command(rollouts: tuple[Path, ...], columns: bool, quiet: bool, as_json: boo
     if missing := [name for name in NEEDED if options[name] is None]:
         raise click.UsageError(f"Missing option '--{missing[0]}'.")
     settings = settings_of(options)
-    report = api.transform(rollouts, settings)
+    report = data.transform(rollouts, settings, quiet=quiet)
     if as_json:
         print_json(report.model_dump())
     else:

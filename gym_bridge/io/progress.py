@@ -74,4 +74,4 @@ class Progress:
 
 
 def _say(numbers: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    return " ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in numbers.items())

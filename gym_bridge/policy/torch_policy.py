@@ -28,6 +28,7 @@ from gym_bridge.policy.schedules import Schedule
 from gym_bridge.schemas.seams import Head, LossFn, StepResult, TrainedTokens
 from gym_bridge.schemas.settings import PolicySettings
 from gym_bridge.schemas.tokens import TrainingSequence
+from gym_bridge.tokens.renderer_file import renderer_choice, renderer_file
 
 
 class TorchPolicy:
@@ -46,6 +47,8 @@ class TorchPolicy:
         self.compute_dtype = resolve_dtype(settings.compute_dtype, self.device)
         self.family = open_family(settings)
         self.tokenizer_files = read_tokenizer_files(directory)  # now: the directory may be an old checkpoint, soon removed
+        choice = renderer_choice(directory, name=settings.renderer, options=settings.chat_template_kwargs)
+        self.tokenizer_files |= renderer_file(choice)
         self.module = self._open(directory)
         self.adapters = Adapters(self.module, settings.lora, head=head) if settings.lora else None
         if settings.activation_checkpointing:

@@ -109,7 +109,6 @@ _POLICY = [
         "policy.tokenizer.chat_template",
         at=("default",),
     ),
-    *absent("the chat template gets no further values", "policy.tokenizer.chat_template_kwargs", at=(None,)),
     *absent("tokenizers are always fast ones", "policy.tokenizer.use_fastokens", at=ANY),
     *absent(
         "log-probs are computed in microbatches of policy.microbatch_tokens too",

@@ -96,6 +96,7 @@ MAPPED: tuple[NemoRLKey, ...] = (
                 "policy.schedule",
                 "torch classes there; a warm-up, which begins near 0, and one of transformers' schedules here",
             ),
+            ("policy.tokenizer.chat_template_kwargs", "policy.chat_template_kwargs", ""),
             ("cluster.gpus_per_node", "policy.device", "one GPU, cuda, however many there are"),
         ),
     ),

@@ -5,17 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import orjson
-from pydantic import BeforeValidator, Field, PlainValidator, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PlainValidator, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from gym_bridge.config import StrictModel
-
-
-def _json_object(value: Any) -> Any:
-    try:
-        return orjson.loads(value) if isinstance(value, str) else value
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"expected a JSON object: {error}") from None
+from gym_bridge.config import JsonObject, StrictModel
 
 
 def _repeats(value: Any) -> int | dict[str, int]:
@@ -42,7 +34,6 @@ def _concurrency(value: Any) -> int | Literal["auto"]:
     return number
 
 
-JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 Repeats = Annotated[int | dict[str, int], PlainValidator(_repeats)]
 Concurrency = Annotated[int | Literal["auto"], PlainValidator(_concurrency)]
 

@@ -27,6 +27,10 @@ class PolicySettings(StrictModel):
     """torch, or a dotted path to a policy class of your own: package.module:Name, called as TorchPolicy is."""
     family: str = "hf"
     """hf: what transformers can load; or a dotted path to a model family of your own: package.module:Name."""
+    renderer: str | None = None
+    """How messages become token ids: a family's name or a dotted path. null: as the model's files tell."""
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """For the model's chat template, such as {enable_thinking: false}."""
     device: str = "cpu"
     """Torch device: cpu, cuda, cuda:1, ..."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -8,12 +8,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from gym_bridge.errors import ConfigError, DataError
+from gym_bridge.errors import DataError
 from gym_bridge.schemas.chat import Message
 from gym_bridge.schemas.tokens import TrainingSequence
-from gym_bridge.tokens.conversation_samples import NO_ANSWER, NO_MASK, TrainOn, check_messages, conversation_samples
+from gym_bridge.tokens.conversation_samples import TrainOn, conversation_samples
 from gym_bridge.tokens.renderers import Renderer
 
 
@@ -46,22 +44,6 @@ def answer_samples(row: Mapping[str, Any], renderer: Renderer, *, weight: str | 
             raise DataError(f"column {column!r} holds {type(row.get(column)).__name__}; expected a text")
     messages: list[Message] = [{"role": "user", "content": row["input"]}, {"role": "assistant", "content": row["output"]}]
     return conversation_samples(messages, renderer, num_prompt_messages=1, weight=weight_of(row, weight))
-
-
-def chat_sample(row: Mapping[str, Any], renderer: Renderer) -> TrainingSequence:
-    """The whole conversation of one `{"messages", "tools"}` row in one rendering, with the assistant tokens that stand in it.
-
-    Raises as `chat_samples` does.
-    """
-    messages, num_prompt_messages = _conversation(row)
-    check_messages(messages, row.get("tools"))
-    rendered = renderer.render(messages, tools=row.get("tools"))
-    if len(rendered.sampled_mask) != len(rendered.token_ids):
-        raise ConfigError(NO_MASK)
-    mask = np.array(rendered.sampled_mask, dtype=bool) & (np.array(rendered.message_indices) >= num_prompt_messages)
-    if not mask.any():
-        raise DataError(NO_ANSWER)
-    return TrainingSequence(token_ids=np.array(rendered.token_ids, dtype=np.int32), train_mask=mask)
 
 
 def weight_of(row: Mapping[str, Any], column: str | None) -> float:

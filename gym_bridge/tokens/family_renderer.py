@@ -1,15 +1,18 @@
 """Renderers of the `renderers` package, and users' own, as the house's rooms need them."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from renderers import ParsedResponse, RenderedTokens
 
 from gym_bridge.errors import DataError
+from gym_bridge.io.digests import digest_file
 from gym_bridge.schemas.chat import Message
 from gym_bridge.tokens.completion_mask import completion_mask
 from gym_bridge.tokens.guarded_tokenizer import GuardedTokenizer
@@ -81,6 +84,12 @@ class FamilyRenderer:
         prompt = None if prompt_ids is None else list(prompt_ids)
         with self._told("read the answer"):
             return self._renderer.parse_response(list(token_ids), tools=tools and list(tools), prompt_ids=prompt)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that tell it from a renderer that may write the same conversation otherwise."""
+        own = digest_file(Path(inspect.getfile(type(self._renderer)))) if ":" in self.name else None
+        return {"name": self.name, "config": repr(getattr(self._renderer, "config", None)), "code": own}
 
     @property
     def is_prefix_stable(self) -> bool:

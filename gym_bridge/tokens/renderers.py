@@ -21,6 +21,7 @@ from gym_bridge.schemas.chat import Message
 from gym_bridge.tokens.chatml import ChatMLRenderer, speaks_chatml
 from gym_bridge.tokens.family_renderer import FamilyRenderer, Tools
 from gym_bridge.tokens.guarded_tokenizer import GuardedTokenizer
+from gym_bridge.tokens.renderer_file import renderer_choice
 from gym_bridge.tokens.template_renderer import TemplateRenderer
 from gym_bridge.tokens.tokenizer import Tokenizer
 
@@ -77,12 +78,13 @@ def load_renderer(directory: Path, *, name: str | None = None, options: Mapping[
     """The renderer for the model or tokenizer in `directory`.
 
     `name` is one of `RENDERER_NAMES` or a dotted path `my_package.module:MyRenderer` to a class that takes a tokenizer (and,
-    where it has a `config_class`, one of those); without a name the model's chat template and hub name tell. `options` are
-    fields of the renderer's config, such as `enable_thinking`. Raises ConfigError when none is known, or it does not fit.
+    where it has a `config_class`, one of those); without a name its `renderer.json`, its chat template or its hub name tells.
+    `options` are fields of the renderer's config, such as `enable_thinking`. Raises ConfigError when none is known or fits.
     """
-    model = _hub_name(directory)
+    choice = renderer_choice(directory, name=name, options=options)
+    name, options = choice.renderer, choice.chat_template_kwargs
     if name is None:
-        name = CHATML if speaks_chatml(Tokenizer(directory)) else MODEL_RENDERER_MAP.get(model or "")
+        name = CHATML if speaks_chatml(Tokenizer(directory)) else MODEL_RENDERER_MAP.get(choice.model or "")
     if name is None:
         known = ", ".join(RENDERER_NAMES)
         raise ConfigError(
@@ -98,7 +100,7 @@ def load_renderer(directory: Path, *, name: str | None = None, options: Mapping[
     if name == DEFAULT and not tokenizer.chat_template:
         others = ", ".join(one for one in RENDERER_NAMES if one != DEFAULT)
         raise ConfigError(f"{directory}: the model has no chat template, so name its renderer: {others}")
-    tokenizer.name_or_path = model or tokenizer.name_or_path  # some families differ between their models
+    tokenizer.name_or_path = choice.model or tokenizer.name_or_path  # some families differ between their models
     renderer = _made(name, tokenizer, options)
     if name == DEFAULT:
         return TemplateRenderer(name, renderer, tokenizer, stops=_generation_ends(directory))
@@ -143,9 +145,3 @@ def _generation_ends(directory: Path) -> list[int]:
     except orjson.JSONDecodeError as error:
         raise ConfigError(f"{file}: no JSON: {error.msg}") from None
     return [one for one in (ends if isinstance(ends, list) else [ends]) if isinstance(one, int)]
-
-
-def _hub_name(directory: Path) -> str | None:
-    """`Qwen/Qwen3-8B` for its snapshot in the hub's cache and for a directory of that name, where a renderer knows it."""
-    cached = [part.removeprefix("models--").replace("--", "/", 1) for part in directory.parts if part.startswith("models--")]
-    return next((one for one in (*cached, "/".join(directory.parts[-2:])) if one in MODEL_RENDERER_MAP), None)

@@ -56,10 +56,10 @@ class Samples:
     """How many rows were cut."""
 
 
-def renderer_identity(renderer: Renderer) -> str:
-    """What tells one kind of renderer from another."""
+def renderer_identity(renderer: Renderer) -> dict[str, Any]:
+    """What tells one renderer from another: plain values."""
     kind = type(renderer)
-    return f"{kind.__module__}.{kind.__qualname__} {getattr(renderer, 'name', '')}".strip()
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **getattr(renderer, "identity", {})}
 
 
 def read_samples(path: Path, reader: SampleReader, limits: Limits) -> Samples:

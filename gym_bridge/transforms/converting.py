@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pickle import PickleBuffer
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from gym_bridge.transforms.texts import said
 class Converted:
     """What a block became. Lists run in parallel; those that nobody asked for are empty."""
 
-    rows: list[bytes] = field(default_factory=list)
+    rows: list[bytes | PickleBuffer] = field(default_factory=list)
     """Each in a piece of its own where `validation` or `keys` tell something of each; else all in one, which is sent and written
     faster."""
     num_rows: int = 0
@@ -35,6 +36,8 @@ class Converted:
     """Equal for rollouts that repeat each other."""
     joined: list[bool] = field(default_factory=list)
     """True for a row whose prompt is one text of several messages."""
+    num_bytes: int = 0
+    """Of the block."""
     rows_in: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     index: pl.DataFrame | None = None
@@ -61,7 +64,7 @@ class BlockConverter:
     def __call__(self, block: Block) -> Converted:
         """The rows of a block. Raises DataError for a bad row, unless those are skipped."""
         plan, joins = self._plan, self._plan.joins_prompts
-        converted, indexer = Converted(), Indexer(plan, self._schema) if plan.with_statistics else None
+        converted, indexer = Converted(num_bytes=block.length), Indexer(plan, self._schema) if plan.with_statistics else None
 
         def take(span: Span, candidate: Candidate) -> None:
             view, row = candidate.view, candidate.row
@@ -87,7 +90,7 @@ class BlockConverter:
         self._lines.read(block, take)
         converted.num_rows = len(converted.rows)
         if plan.split is None and plan.dedupe is None:
-            converted.rows = [b"".join(converted.rows)]
+            converted.rows = [PickleBuffer(b"".join(converted.rows))]
         if indexer is not None:
             converted.index, converted.tools, converted.components = indexer.frame(block.source), indexer.tools, indexer.components
         return converted
@@ -112,7 +115,8 @@ class BlockIndexer:
 
         self._lines.read(block, take)
         frame = indexer.frame(block.source)
-        converted = Converted(rows_in=frame.height, index=frame, tools=indexer.tools, components=indexer.components)
+        converted = Converted(num_bytes=block.length, rows_in=frame.height, index=frame)
+        converted.tools, converted.components = indexer.tools, indexer.components
         known = next((one for one in signatures if one is not None), None)
         if known is not None:
             converted.signatures = np.stack([np.zeros_like(known) if one is None else one for one in signatures])
@@ -131,7 +135,7 @@ class UnitConverter:
         with RangeReader() as ranges:
             converted.rows = [self._row(unit, ranges, converted.joined) for unit in units]
         if self._plan.split is None:
-            converted.rows = [b"".join(converted.rows)]
+            converted.rows = [PickleBuffer(b"".join(converted.rows))]
         else:
             converted.validation = [unit.validation for unit in units]
         return converted

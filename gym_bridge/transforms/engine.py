@@ -30,6 +30,7 @@ from gym_bridge.transforms.parallel import Workers
 from gym_bridge.transforms.plan import Plan, make_plan, outputs_of
 from gym_bridge.transforms.report import Evidence, TransformReport, make_report, write_report
 from gym_bridge.transforms.row_columns import known_names
+from gym_bridge.transforms.telling import Teller
 
 SAMPLED_LINES = 1000
 """Lines of each input in which a column must be found."""
@@ -57,8 +58,8 @@ ADVICE = {
 }
 
 
-def transform_files(inputs: Sequence[Path], settings: TransformSettings) -> TransformReport:
-    """Write the dataset that the rollouts of `inputs` make; `-` is stdin.
+def transform_files(inputs: Sequence[Path], settings: TransformSettings, *, quiet: bool = True) -> TransformReport:
+    """Write the dataset that the rollouts of `inputs` make; `-` is stdin. Unless `quiet`, long work tells how far it is.
 
     Nothing is written when an error is raised: ConfigError for settings that do not fit, an unreadable file and an empty
     dataset; DataError for the first bad row, unless those are skipped.
@@ -73,7 +74,8 @@ def transform_files(inputs: Sequence[Path], settings: TransformSettings) -> Tran
         writer = _Writer(files)
         num_workers = settings.workers if sum(source.place.stat().st_size for source in sources) >= WORKERS_FROM_BYTES else 1
         with Workers(num_workers, imports=[converting.__name__]) as workers:
-            evidence = run(plan, sources, writer, workers)
+            teller = stack.enter_context(Teller(sources, quiet=quiet))
+            evidence = run(plan, sources, writer, workers, teller)
         _check_not_empty(evidence, outputs)
         report = make_report(evidence, plan, spooled=[str(source.path) for source in sources if source.spooled])
         writer.flush()  # a full disk shows before the report tells of rows
@@ -106,10 +108,10 @@ class _Writer:
             file.flush()
 
 
-def _one_pass(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: Workers) -> Evidence:
+def _one_pass(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: Workers, teller: Teller) -> Evidence:
     """Convert every block as it comes."""
     evidence, seen, frames = Evidence(), set[int](), _Frames()
-    for converted in workers.ordered_map(partial(BlockConverter, plan), _blocks(sources, workers)):
+    for converted in teller.reading(workers.ordered_map(partial(BlockConverter, plan), _blocks(sources, workers))):
         num_rows = converted.num_rows
         if plan.dedupe == "exact":
             _drop_seen(converted, seen)
@@ -129,11 +131,13 @@ def _one_pass(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: W
     return evidence
 
 
-def _two_passes(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: Workers) -> Evidence:
+def _two_passes(plan: Plan, sources: Sequence[Source], writer: _Writer, workers: Workers, teller: Teller) -> Evidence:
     """Index all lines, decide, then convert what was chosen."""
     evidence = Evidence()
-    selection = _selected(plan, sources, workers, evidence)
-    for converted in workers.ordered_map(partial(UnitConverter, plan), _units(plan, sources, selection)):
+    indexed = teller.reading(workers.ordered_map(partial(BlockIndexer, plan), _blocks(sources, workers)))
+    selection = _selected(plan, indexed, evidence)
+    made = workers.ordered_map(partial(UnitConverter, plan), _units(plan, sources, selection))
+    for converted in teller.writing(made, total=selection.units.height):
         writer.write(converted)
         evidence.num_joined_prompts += sum(converted.joined)
     reasons = selection.index["reason"]
@@ -144,11 +148,11 @@ def _two_passes(plan: Plan, sources: Sequence[Source], writer: _Writer, workers:
     return evidence
 
 
-def _selected(plan: Plan, sources: Sequence[Source], workers: Workers, evidence: Evidence) -> Selection:
-    """The first pass and what siblings decide; `evidence` learns of tools and components."""
+def _selected(plan: Plan, results: Iterable[Converted], evidence: Evidence) -> Selection:
+    """What siblings decide over the index of all blocks; `evidence` learns of tools and components."""
     frames = _Frames()
     with SignatureFile() if plan.dedupe == "near" else nullcontext() as signatures:
-        for indexed in workers.ordered_map(partial(BlockIndexer, plan), _blocks(sources, workers)):
+        for indexed in results:
             if indexed.index is not None:
                 frames.add(indexed.index)
             if signatures is not None:

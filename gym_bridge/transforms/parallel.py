@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +13,8 @@ from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
 
 from gym_bridge.errors import GymBridgeError
 
@@ -34,7 +37,8 @@ class WorkerDiedError(GymBridgeError, RuntimeError):
 class Workers:
     """Processes for one piece of work after another; a `with` block ends them. With `num` 1 there are none, and all is done here.
 
-    They start with the first item, from a server that has imported what they need once.
+    They start with the first item, from a server that has imported what they need once. Buffers of a result (`PickleBuffer`) come
+    through files, which takes half as many copies as a pipe.
     """
 
     def __init__(self, num: int, *, imports: Sequence[str] = ()):
@@ -42,13 +46,14 @@ class Workers:
         self.num, self._imports = num, list(imports)
         self._pool: ProcessPoolExecutor | None = None
         self._pipe: tuple[Connection, Connection] | None = None
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
         self._num_maps = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._pool is None or self._pipe is None:
+        if self._pool is None or self._pipe is None or self._spool is None:
             return
         watched, held = self._pipe
         if kind is not None:
@@ -56,6 +61,7 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
         held.close()
         watched.close()
+        self._spool.cleanup()
 
     def ordered_map(self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]) -> Iterator[Result]:
         """What the function that `make` makes gives for every item, in order.
@@ -67,7 +73,7 @@ class Workers:
             yield from map(make(), items)
             return
         self._num_maps += 1
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[Future[_Parcel]] = deque()
         try:
             for item in items:
                 with _ctrl_c_held_back():  # workers start with the first items
@@ -87,31 +93,66 @@ class Workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(self._imports)
             self._pipe = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(self.num, mp_context=context, initializer=_begin, initargs=self._pipe[:1])
+            self._spool = tempfile.TemporaryDirectory(prefix="gym-bridge-workers-", ignore_cleanup_errors=True)
+            told = (self._pipe[0], Path(self._spool.name))
+            self._pool = ProcessPoolExecutor(self.num, mp_context=context, initializer=_begin, initargs=told)
         return self._pool
 
 
-def _result(future: Future[Result]) -> Result:
+class _Parcel(NamedTuple):
+    """A result on its way: pickled, its buffers one after the other in a file."""
+
+    pickled: bytes
+    file: Path | None
+    lengths: list[int]
+
+    def open(self) -> Any:
+        """The result; the file is gone then."""
+        if self.file is None:
+            return pickle.loads(self.pickled)
+        data, buffers, start = memoryview(self.file.read_bytes()), list[memoryview](), 0
+        self.file.unlink()
+        for length in self.lengths:
+            buffers.append(data[start : start + length])
+            start += length
+        return pickle.loads(self.pickled, buffers=buffers)
+
+
+def _parcel(result: Any) -> _Parcel:
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
+    if not buffers or _spool is None:
+        return _Parcel(pickled, None, [])
+    with tempfile.NamedTemporaryFile(dir=_spool, delete=False) as file:
+        lengths = [file.write(one.raw()) for one in buffers]
+    return _Parcel(pickled, Path(file.name), lengths)
+
+
+def _result(future: "Future[_Parcel]") -> Any:
     """What a worker gives. polars makes the kernel resume what Ctrl-C interrupts, so that an endless wait would not hear of it."""
     while not future.done():
         wait_for([future], timeout=CTRL_C_HEARD_WITHIN_S)
-    return future.result()
+    return future.result().open()
 
 
+_spool: Path | None = None
+"""In a worker: where its buffers go."""
 _made: tuple[int, Callable[[Any], Any]] | None = None
 """The function of the map that is under way, and the number of that map."""
 
 
-def _begin(watched: Connection) -> None:
+def _begin(watched: Connection, spool: Path) -> None:
+    global _spool
+    _spool = spool
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
 
 
-def _work(number: int, make: Callable[[], Callable[[Any], Any]], item: Any) -> Any:
+def _work(number: int, make: Callable[[], Callable[[Any], Any]], item: Any) -> _Parcel:
     global _made
     if _made is None or _made[0] != number:
         _made = (number, make())
-    return _made[1](item)
+    return _parcel(_made[1](item))
 
 
 def _end_with(watched: Connection) -> None:

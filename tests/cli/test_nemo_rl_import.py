@@ -210,7 +210,14 @@ def test_a_whole_config_of_nemo_rl_is_recognised(gym_bridge, verb, tmp_path):
     [
         ({"optimizer": {"name": "torchao.optim.AdamW8bit", "kwargs": {}}}, {"optimizer": "adamw_8bit"}),
         ({"optimizer": {"name": "torch.optim.Adam", "kwargs": {"betas": [0.8, 0.9]}}}, {"betas": [0.8, 0.9]}),
-        ({"precision": "float32"}, {"compute_dtype": "float32"}),
+        (
+            {"tokenizer": {"name": "m", "chat_template_kwargs": {"enable_thinking": False}}},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+        ),
+        (
+            {"precision": "float32", "tokenizer": {"name": "m", "chat_template_kwargs": None}},
+            {"compute_dtype": "float32", "chat_template_kwargs": None},
+        ),
         ({"max_total_sequence_length": 100, "train_micro_batch_size": 3}, {"microbatch_tokens": 300}),
         (
             {"scheduler": {"name": "torch.optim.lr_scheduler.CosineAnnealingLR", "kwargs": {"T_max": 9}}},

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from gym_bridge import api
+from gym_bridge import make_tasks, train
 from gym_bridge.config import load_config
 from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
 
@@ -78,7 +78,7 @@ def test_a_backend_a_family_and_a_loss_of_another_package_train(called, tiny_lla
     ]
     own = ["policy.backend=outside_parts:Policy", "policy.family=outside_parts:Family", "algorithm.loss=outside_parts:halved"]
     for name, overrides in (("theirs", own), ("ours", [])):
-        api.train(load_config(SFTSettings, overrides=[*shared, *overrides, f"trainer.output={tmp_path / name}"]))
+        train(load_config(SFTSettings, overrides=[*shared, *overrides, f"trainer.output={tmp_path / name}"]))
     assert called() == {"backend", "family"}
     theirs, ours = metrics(tmp_path / "theirs"), metrics(tmp_path / "ours")
     assert theirs["loss"] == pytest.approx(ours["loss"] / 2, rel=1e-6)
@@ -89,7 +89,7 @@ def test_a_backend_a_family_and_a_loss_of_another_package_train(called, tiny_lla
 def test_a_sampler_of_another_package_plays(called, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from gym_bridge.errors import PolicyError
 
-    api.make_tasks("arithmetic", tmp_path / "tasks.jsonl", num_tasks=1, seed=0, split="train", knobs={})
+    make_tasks("arithmetic", tmp_path / "tasks.jsonl", num_tasks=1, seed=0, split="train", knobs={})
     overrides = [
         f"data.train={tmp_path / 'tasks.jsonl'}",
         f"policy.model={tiny_llama}",
@@ -102,7 +102,7 @@ def test_a_sampler_of_another_package_plays(called, tiny_llama: Path, tmp_path: 
     ]
     monkeypatch.setattr("gym_bridge.trainers.grpo.MAX_EMPTY_STEPS", 1)
     with pytest.raises(PolicyError, match="no spread"):  # a model of random weights never answers right
-        api.train(load_config(GRPOSettings, overrides=overrides))
+        train(load_config(GRPOSettings, overrides=overrides))
     assert called() == {"sampler 3"}
 
 

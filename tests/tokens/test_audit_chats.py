@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from gym_bridge.errors import ConfigError
 from gym_bridge.tokens.audit.kinds import Conversation
 from gym_bridge.tokens.audit.templates import RoleCheck
 from gym_bridge.tokens.chatml import ChatMLRenderer
@@ -171,13 +170,23 @@ class Everything(ChatMLRenderer):
         return dataclasses.replace(rendered, sampled_mask=[True] * len(rendered.token_ids))
 
 
-def test_tokens_that_would_train_though_no_assistant_wrote_them_are_a_problem(renderer, tmp_path):
+def test_an_answer_that_trains_from_elsewhere_than_the_end_of_its_prompt_is_a_problem(renderer, tmp_path):
     report = audit_rows(tmp_path, Everything(renderer.tokenizer), {"messages": [USER, ANSWER]}, {"messages": [ANSWER]})
-    num_tokens = len(renderer.render_ids([USER])) - len(renderer.render_ids([]))
-    assert told(report)[:1] == [(1, "mask", f"{num_tokens} tokens would train that no assistant wrote, the first of message 0")]
-    assert report.num_problems == 1
+    begins = [len(renderer.render_ids(messages)) for messages in ([USER], [])]
+    opened = len(renderer.render_ids([USER], add_generation_prompt=True)) - begins[0]
+    wrong = [f"trains from token {begin} on, and its prompt has {begin + opened} tokens" for begin in begins]
+    assert told(report)[:2] == [(1, "mask", f"message 1 {wrong[0]}"), (2, "mask", f"message 0 {wrong[1]}")]
+    assert report.num_problems == 2
 
 
-def test_a_renderer_without_masks_cannot_tell_what_of_a_chat_trains(templated, tmp_path):
-    with pytest.raises(ConfigError, match="does not tell sampled tokens"):
-        audit_rows(tmp_path, templated(NO_TOOLS, name="default"), CHAT)
+def test_every_sequence_of_a_rewritten_conversation_is_checked_and_shown(templated, tmp_path):
+    thought = {**ANSWER, "content": "<think>\nsum\n</think>\n\n4"}
+    report = audit_rows(tmp_path, templated(FORGETS), {"messages": [USER, thought, USER, ANSWER]}, show=1)
+    trained = "".join(token for token, trains in report.shown[0].tokens if trains)
+    assert trained.count("<think>\nsum\n</think>\n\n4") == 1
+    assert trained.count("4") == 2
+
+
+def test_where_the_template_alone_renders_an_answer_is_what_follows_its_prompt(templated, tmp_path):
+    report = audit_rows(tmp_path, templated(NO_TOOLS, name="default"), {"messages": [USER, ANSWER]})
+    assert (report.num_problems, [one[1] for one in told(report)]) == (0, [])

@@ -1,7 +1,7 @@
 import pytest
 
 from gym_bridge.errors import DataError
-from gym_bridge.tokens.chat_samples import answer_samples, chat_sample, chat_samples
+from gym_bridge.tokens.chat_samples import answer_samples, chat_samples
 
 CHAT = [
     {"role": "user", "content": "1+1?"},
@@ -70,9 +70,8 @@ def test_tools_of_the_row_are_rendered(renderer):
     ],
 )
 def test_a_row_that_cannot_train_is_a_data_error(renderer, row, message):
-    for read in (chat_sample, chat_samples):
-        with pytest.raises(DataError, match=message):
-            read(row, renderer)
+    with pytest.raises(DataError, match=message):
+        chat_samples(row, renderer)
 
 
 @pytest.mark.parametrize(("column", "expected"), [("weight", 0.5), ("gym_bridge.reward", 2.0)])
@@ -111,6 +110,6 @@ def test_an_input_is_asked_by_a_user_and_its_output_trains(renderer):
 
 
 def test_one_rendering_holds_what_several_renderings_of_a_stable_template_do(renderer):
-    whole, parts = chat_sample({"messages": CHAT}, renderer), the_one(chat_samples({"messages": CHAT}, renderer))
-    assert whole.token_ids.tolist() == parts.token_ids.tolist()
-    assert whole.train_mask.tolist() == parts.train_mask.tolist()
+    whole, parts = renderer.render(CHAT), the_one(chat_samples({"messages": CHAT}, renderer))
+    assert whole.token_ids == parts.token_ids.tolist()
+    assert whole.sampled_mask == parts.train_mask.tolist()

@@ -49,7 +49,7 @@ TASK_ROWS = [
 
 
 def transform_to(to: str, directory: Path, inputs: list[Path], **settings: Any) -> None:
-    from gym_bridge.api import transform
+    from gym_bridge import transform
     from gym_bridge.schemas.transform_settings import TransformSettings
 
     transform(inputs, TransformSettings(to=to, output=directory / f"{to}.jsonl", on_bad_row="skip", **settings))

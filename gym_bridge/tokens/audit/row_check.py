@@ -49,8 +49,8 @@ class RowCheck:
         self._check_texts(line, row, example)
         if kind == "sft":
             self._check_last_role(line, example.conversations[0])
-        found = [self._rendered(line, one, row if kind == "sft" else None) for one in example.conversations]
-        return tuple(one for one in found if one is not None)
+        chat = row if kind == "sft" else None
+        return tuple(segment for one in example.conversations for segment in self._rendered(line, one, chat))
 
     def _check_last_role(self, line: int, conversation: Conversation) -> None:
         """NeMo RL's openai_format refuses another one."""
@@ -58,22 +58,22 @@ class RowCheck:
         if "assistant" in roles and roles[-1] != "assistant" and not unpaired_message(conversation.messages):
             self._findings.add(line, "roles", f"the last message is of role {roles[-1]!r}; nothing answers it")
 
-    def _rendered(self, line: int, conversation: Conversation, chat: Row | None = None) -> Segment | None:
-        """The tokens of a conversation, None where it does not render; `chat` is the row that SFT would train on."""
+    def _rendered(self, line: int, conversation: Conversation, chat: Row | None = None) -> tuple[Segment, ...]:
+        """The tokens of a conversation, none where it does not render; `chat` is the row that SFT would train on."""
         refusal = self._roles.refusal(conversation)
         if refusal is not None:
             self._findings.add(line, *refusal)
         try:
             if chat is None:
-                return rendered_segment(conversation, self._renderer)
-            segment, wrong = self._chats.segment(chat)
+                return (rendered_segment(conversation, self._renderer),)
+            segments, wrong = self._chats.segments(chat)
         except DataError as error:
             if refusal is None or refusal[0] != "roles":
                 self._findings.add(line, "mask" if "to train on" in str(error) else "template", str(error))
-            return None
+            return ()
         if wrong:
             self._findings.add(line, "mask", wrong)
-        return segment
+        return segments
 
     def _check_texts(self, line: int, row: Row, example: Example) -> None:
         """Pairing, overlap and leaks."""
@@ -118,8 +118,7 @@ class RowCheck:
             self._findings.add(line, "chat", str(error))
             return ()
         self._check_texts(line, row, example)
-        segment = self._rendered(line, example.conversations[0])
-        return () if segment is None else (segment,)
+        return self._rendered(line, example.conversations[0])
 
     def _rollout(self, line: int, row: Row, view: RolloutView) -> tuple[Segment, ...]:
         turns, told = self._tokens.turns(row, view)
@@ -133,8 +132,7 @@ class RowCheck:
             self._findings.add(line, check, message)
         if turns:
             return self._segments(line, turns)
-        segment = self._rendered(line, example.conversations[0]) if example is not None and example.renders else None
-        return () if segment is None else (segment,)
+        return self._rendered(line, example.conversations[0]) if example is not None and example.renders else ()
 
     def _segments(self, line: int, turns: Sequence[TurnTokens]) -> tuple[Segment, ...]:
         try:

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from gym_bridge.config import StrictModel
+from gym_bridge.config import JsonObject, StrictModel
 from gym_bridge.errors import nearest
 from gym_bridge.tokens.audit.findings import SEVERITIES
 
@@ -15,6 +15,10 @@ class AuditSettings(StrictModel):
 
     show: int = Field(default=0, ge=0)
     """Print the tokens of so many rows, trained ones coloured; in brackets where the output is no terminal."""
+    renderer: str | None = None
+    """How messages become token ids: a family's name or a dotted path. Left out: as the model's files tell."""
+    chat_template_kwargs: JsonObject = Field(default_factory=dict)
+    """JSON object for the model's chat template."""
     max_length: PositiveInt | None = None
     """A row with a sequence of more tokens is a problem."""
     against: tuple[Path, ...] = ()

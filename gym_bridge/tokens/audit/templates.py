@@ -4,18 +4,17 @@ NeMo RL, TRL and inference servers render with the chat template, which may refu
 where the renderer of the family does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 
-from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.chat import Message
-from gym_bridge.schemas.tokens import Segment
+from gym_bridge.schemas.tokens import Segment, TrainingSequence
 from gym_bridge.tokens.audit.kinds import Conversation
 from gym_bridge.tokens.audit.texts import message_text
-from gym_bridge.tokens.chat_samples import chat_sample
+from gym_bridge.tokens.chat_samples import chat_samples
 from gym_bridge.tokens.guarded_tokenizer import GuardedTokenizer
 from gym_bridge.tokens.renderers import Renderer
 
@@ -135,41 +134,50 @@ def rendered_segment(conversation: Conversation, renderer: Renderer) -> Segment:
 
 
 class TrainedChats:
-    """What SFT trains on: the sequence of the trainer itself, checked token by token against the roles of its messages."""
+    """What SFT trains on: the sequences of the trainer itself. Each answer must begin where its prompt ends."""
 
     def __init__(self, renderer: Renderer):
         self._renderer: Any = _Recorder(renderer)
 
-    def segment(self, row: dict[str, Any]) -> tuple[Segment, str | None]:
-        """The sequence of a chat row, and what is wrong with its mask: tokens train that no assistant wrote.
+    def segments(self, row: dict[str, Any]) -> tuple[tuple[Segment, ...], str | None]:
+        """The sequences of a chat row, and what is wrong with a mask.
 
         Raises DataError for a row that does not render or has nothing to train on, ConfigError for a renderer without masks.
         """
-        sample = chat_sample(row, self._renderer)
-        rendered = self._renderer.last
-        roles = [message["role"] for message in row["messages"]]
-        indices = np.array(rendered.message_indices)
-        is_assistant = np.array([*(role == "assistant" for role in roles), False])  # the last for index -1: of no message
+        self._renderer.rendered.clear()
+        samples = chat_samples(row, self._renderer)
+        wrong = next((found for one in samples for found in self._misplaced(one, row)), None)
+        return tuple(_segment(one.token_ids, one.train_mask) for one in samples), wrong
+
+    def _misplaced(self, sample: TrainingSequence, row: dict[str, Any]) -> Iterator[str]:
+        """Answers that begin elsewhere. Where the renderer does not tell whose a token is there are none: an answer is what follows
+        its prompt then."""
+        indices = self._renderer.rendered.get(sample.token_ids.tobytes(), ())
         if len(indices) != len(sample.token_ids):
-            raise ConfigError("the model's renderer does not tell whose a token is; name another renderer")
-        wrong = np.flatnonzero(sample.train_mask & ~is_assistant[indices])
-        message = None
-        if len(wrong):
-            first = int(indices[wrong[0]])
-            message = f"{len(wrong)} tokens would train that no assistant wrote, the first of message {first}"
-        return _segment(sample.token_ids, sample.train_mask), message
+            return
+        trained = np.flatnonzero(sample.train_mask)
+        for message, first in zip(*np.unique(np.array(indices)[trained], return_index=True), strict=True):
+            begin = int(trained[first])
+            prompt = self._renderer.render_ids(row["messages"][:message], tools=row.get("tools"), add_generation_prompt=True)
+            if sample.token_ids[:begin].tolist() != prompt:
+                yield f"message {message} trains from token {begin} on, and its prompt has {len(prompt)} tokens"
 
 
 class _Recorder:
-    """A renderer that keeps its last rendering."""
+    """A renderer that keeps whose the tokens of its renderings are."""
 
     def __init__(self, renderer: Renderer):
         self._renderer = renderer
-        self.last: Any = None
+        self.rendered: dict[bytes, Sequence[int]] = {}
+        """Message of each token, by the ids."""
 
     def render(self, *args: Any, **options: Any) -> Any:
-        self.last = self._renderer.render(*args, **options)
-        return self.last
+        rendered = self._renderer.render(*args, **options)
+        self.rendered[np.array(rendered.token_ids, dtype=np.int32).tobytes()] = rendered.message_indices
+        return rendered
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renderer, name)
 
 
 def _segment(token_ids: Any, mask: np.ndarray) -> Segment:
