@@ -21,14 +21,16 @@ from typing import Any
 
 from benchmarks.parts import row, spread, table
 from benchmarks.processes import printed_by
-from benchmarks.train_sides import Figures, Job, Side
+from benchmarks.train_sides import Figures, Job, Side, num_tokens, num_trained
 
-VOCABULARY = 49_152
 KINDS = ("sft", "dpo")
+ON_CPU = {"dtype": "float32", "batch_size": 8, "longest": 512, "microbatch_tokens": 512}
+ON_GPU = {"dtype": "bfloat16", "batch_size": 32, "longest": 2048, "microbatch_tokens": 8192}
+"""What a run takes unless told otherwise."""
 SIDES: tuple[Side, ...] = ("ours", "bare", "trl", "trl_defaults")
 
 
-def sft_rows(count: int, *, longest: int, seed: int, vocabulary: int = VOCABULARY) -> list[dict[str, Any]]:
+def sft_rows(count: int, *, longest: int, seed: int, vocabulary: int) -> list[dict[str, Any]]:
     """Rows of random tokens, an eighth of `longest` to `longest` of them; a third to two thirds of each is its prompt."""
     draw = random.Random(seed)
     rows = []
@@ -39,7 +41,7 @@ def sft_rows(count: int, *, longest: int, seed: int, vocabulary: int = VOCABULAR
     return rows
 
 
-def dpo_rows(count: int, *, longest: int, seed: int, vocabulary: int = VOCABULARY) -> list[dict[str, Any]]:
+def dpo_rows(count: int, *, longest: int, seed: int, vocabulary: int) -> list[dict[str, Any]]:
     """Pairs of random tokens: a prompt of up to half of `longest`, answers of an eighth to half of it."""
     draw = random.Random(seed)
 
@@ -56,13 +58,36 @@ def measure(job: Job, directory: Path) -> Figures:
     return Figures(**json.loads(printed_by([sys.executable, "-m", "benchmarks.train_sides", str(file)])))
 
 
+def flops_per_token(model: str, rows: list[dict[str, Any]]) -> float:
+    """FLOPs of a token of these rows, forward and backward, by PaLM's formula; every side of a pair counts with its prompt."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from gym_bridge.policy.flops import model_flops
+
+    with torch.device("meta"):
+        costs = model_flops(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
+    total = sum(
+        costs.of_microbatch(torch.arange(num_tokens(one)), num_trained=num_trained(one)) for row in rows for one in sides_of(row)
+    )
+    return total / sum(map(num_tokens, rows))
+
+
+def sides_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sequences of a row."""
+    if "ids" in row:
+        return [row]
+    return [{"ids": row["prompt"] + row[side], "num_prompt": len(row["prompt"])} for side in ("chosen", "rejected")]
+
+
 def compare(kind: str, model: str, options: argparse.Namespace, directory: Path, *, name: str) -> None:
     """All sides in turns, as one table."""
     make = sft_rows if kind == "sft" else dpo_rows
-    rows = make(options.batch_size * (options.steps + 1), longest=options.longest, seed=0)
-    found: dict[Side, list[Figures]] = {side: [] for side in options.sides}
+    vocabulary = json.loads(Path(model, "config.json").read_text())["vocab_size"]
+    rows = make(options.batch_size * (options.steps + 1), longest=options.longest, seed=0, vocabulary=vocabulary)
+    found: dict[Side, list[Figures]] = {side: [] for side in _sides(options)}
     for _ in range(options.turns):
-        for side in options.sides:
+        for side in found:
             job = Job(
                 side=side,
                 kind=kind,  # pyright: ignore[reportArgumentType] - argparse has checked it
@@ -77,7 +102,10 @@ def compare(kind: str, model: str, options: argparse.Namespace, directory: Path,
             found[side].append(measure(job, directory))
     print(f"\n{name}, {kind}, {options.dtype}, {options.batch_size} rows a step, {options.steps} timed steps")
     print("settings:", {side: turns[0].settings for side, turns in found.items()}, "\n")
-    table("side", "trained tokens/s", "all tokens/s", "peak MiB", "ours / it, tokens/s", "ours / it, peak", "loss, first step")
+    peak = _peak(options)
+    names = ("side", "trained tokens/s", "all tokens/s", "peak MiB", "ours / it, tokens/s", "ours / it, peak", "loss, first step")
+    table(*names, *(["MFU"] if peak else []))
+    flops = flops_per_token(model, rows) if peak else 0.0
     for side, turns in found.items():
         pairs = list(zip(found["ours"], turns, strict=True))
         row(
@@ -88,6 +116,7 @@ def compare(kind: str, model: str, options: argparse.Namespace, directory: Path,
             f"{median(ours.rate / one.rate for ours, one in pairs):.2f}",
             f"{median(ours.peak_mib / one.peak_mib for ours, one in pairs):.2f}",
             f"{turns[0].losses[0]:.4f}" if turns[0].losses else "-",
+            *([spread(flops * one.packed_tokens / (one.seconds * peak) for one in turns)] if peak else []),
         )
 
 
@@ -97,13 +126,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="sft, dpo; both without")
     parser.add_argument("--gpu", action="store_true", help="random weights of Qwen3 shapes on the first CUDA device")
     parser.add_argument("--model", default="smollm2-135m", help="on a CPU: what trains")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each turn")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows, or pairs, of a step")
-    parser.add_argument("--longest", type=int, default=512, help="tokens of the longest row")
-    parser.add_argument("--microbatch-tokens", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, help="rows, or pairs, of a step")
+    parser.add_argument("--longest", type=int, help="tokens of the longest row")
+    parser.add_argument("--microbatch-tokens", type=int)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.set_defaults(**(ON_GPU if "--gpu" in (sys.argv[1:] if argv is None else argv) else ON_CPU))
     options = parser.parse_args(argv)
     if unknown := [kind for kind in options.kinds if kind not in KINDS]:
         parser.error(f"no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
@@ -123,6 +153,22 @@ def _models(options: argparse.Namespace, directory: Path) -> list[tuple[str, str
     from gym_bridge.api.models import model_directory
 
     return [(options.model, str(model_directory(options.model)))]
+
+
+def _sides(options: argparse.Namespace) -> list[Side]:
+    """The sides that can be measured here."""
+    return [side for side in options.sides if not side.startswith("trl") or _version("trl") != "none"]
+
+
+def _peak(options: argparse.Namespace) -> float | None:
+    """Peak FLOP/s of the device in the dtype of the run; None where it is not known, as of a CPU."""
+    if not options.gpu or options.dtype != "bfloat16":
+        return None
+    import torch
+
+    from gym_bridge.policy.flops import peak_flops
+
+    return peak_flops(torch.cuda.get_device_name())
 
 
 def _version(name: str) -> str:

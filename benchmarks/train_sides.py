@@ -113,7 +113,12 @@ def ours(job: Job) -> Figures:
     from gym_bridge.trainers.sft import sft_loss
 
     settings = PolicySettings(
-        device=job.device, compute_dtype=job.dtype, lr=1e-6, max_grad_norm=1.0, microbatch_tokens=job.microbatch_tokens
+        device=job.device,
+        compute_dtype=job.dtype,
+        lr=1e-6,
+        max_grad_norm=1.0,
+        microbatch_tokens=job.microbatch_tokens,
+        activation_checkpointing="selective" if job.device == "cpu" else False,
     )
     policy = TorchPolicy(Path(job.model), settings)
     loss_fn = sft_loss(SFTAlgorithm()) if job.kind == "sft" else preference_loss(DPOAlgorithm())
@@ -126,7 +131,8 @@ def ours(job: Job) -> Figures:
         microbatches = plan_microbatches(next(steps), max_tokens=job.microbatch_tokens)
         return policy.step(microbatches, loss_fn).metrics["loss"]
 
-    return timed(job, step, {"microbatch_tokens": job.microbatch_tokens, "prefix_sharing": settings.prefix_sharing})
+    told = settings.model_dump(include={"microbatch_tokens", "prefix_sharing", "activation_checkpointing"})
+    return timed(job, step, told)
 
 
 def _unit(row: dict[str, Any]) -> tuple[Any, ...]:

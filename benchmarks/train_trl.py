@@ -54,8 +54,7 @@ def trained(job: Job, *, defaults: bool) -> Figures:
     }
     stopwatch = Stopwatch(job.device)
     options = _default_options(job) if defaults else _best_options(job)
-    attention = "sdpa" if job.device == "cpu" or defaults else "kernels-community/flash-attn2"
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, attn_implementation="sdpa")
     make = _sft if job.kind == "sft" else _dpo
     trainer = make(job, model, {**shared, **options}, stopwatch)
     trainer.train()

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+from pathlib import Path
 
 import aiohttp
 import pytest
 
-from benchmarks import collect, resource_servers
+from benchmarks import collect, resource_servers, train
 from benchmarks.event_loop_lag import EVERY_S, weighted_percentile
 from benchmarks.processes import null_server
 
@@ -46,6 +47,18 @@ def test_resource_servers_are_asked_the_same_in_turns(capsys: pytest.CaptureFixt
     resource_servers.main(["rate", "--turns", "1", "--requests", "20", "--concurrency", "2"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 |")]
     assert [line.split("|")[2].strip() for line in lines] == ["/seed_session", "/get_weather", "/verify"]
+
+
+@pytest.mark.parametrize(("kind", "sides"), [("sft", ("ours", "bare", "trl")), ("dpo", ("ours", "bare"))])
+def test_all_sides_of_a_training_begin_with_the_same_loss(kind: str, sides: tuple[str, ...], tiny_llama: Path, capsys):
+    sizes = ["--turns", "1", "--steps", "1", "--batch-size", "2", "--longest", "64", "--microbatch-tokens", "64"]
+    train.main([kind, "--model", str(tiny_llama), *sizes, "--sides", *sides])
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    head, rows = [cell.strip() for cell in lines[0]], [[cell.strip() for cell in line] for line in lines[2:]]
+    assert [row[0] for row in rows] == list(sides)
+    first = [float(row[head.index("loss, first step")]) for row in rows]
+    assert first[:2] == pytest.approx([first[0]] * 2, abs=1e-3)  # TRL packs other rows into its first step
+    assert all(float(row[head.index("peak MiB")]) > 0 for row in rows)
 
 
 def test_a_long_stall_weighs_as_long_as_it_lasts():

@@ -33,7 +33,7 @@ def memory_told(sequences: Sequence[TrainingSequence], settings: PolicySettings,
         longest = max(len(one.token_ids) for one in sequences)
         lower = ["policy.microbatch_tokens"] if longest < settings.microbatch_tokens else []
         advice = f"lower {' or '.join([*lower, 'data.max_length'])}"
-        if not settings.activation_checkpointing:
+        if settings.activation_checkpointing is not True:
             advice += ", or set policy.activation_checkpointing=true"
         raise PolicyError(
             f"out of memory on {settings.device} at {packed_tokens} packed tokens, {len(sequences)} sequences, "

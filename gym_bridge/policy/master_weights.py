@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gym_bridge.policy import optimizers
+from gym_bridge.policy.allocator import give_back_freed_memory
 from gym_bridge.schemas.settings import PolicySettings
 
 
@@ -16,6 +17,9 @@ class MasterWeights:
     masters, and after each update the module's parameters become their rounded copies. Where master and compute dtype are the
     same, the parameters are their own masters. Gradients of every microbatch are added up in the master dtype. Parameters that
     do not train are kept in the compute dtype alone.
+
+    Masters, gradients and moments are allocated here, before the first step, and stay: made in its midst they would lie among the
+    activations and keep the freed memory of those in pieces that are too small for the next ones.
     """
 
     def __init__(self, module: nn.Module, settings: PolicySettings, *, compute_dtype: torch.dtype):
@@ -32,7 +36,11 @@ class MasterWeights:
             elif name in self.params:
                 param.register_post_accumulate_grad_hook(_adder_to(master))
                 self.masters[name] = master
+        for master in self.masters.values():
+            master.grad = torch.zeros_like(master)
         self.optimizer = optimizers.build_optimizer(self.masters.values(), settings)
+        if next(module.parameters()).device.type == "cpu":
+            give_back_freed_memory()
 
     def update(self, *, lr: float, max_grad_norm: float) -> float:
         """One optimizer step on the gradients added up so far; returns their norm before clipping to `max_grad_norm`.
@@ -55,7 +63,7 @@ class MasterWeights:
 
     def drop_gradients(self) -> None:
         """Forget the gradients added up so far."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -72,7 +80,7 @@ class MasterWeights:
         self.publish()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's state by key and name; empty before the first update."""
+        """The optimizer's state by key and name."""
         return optimizers.state_tensors(self.optimizer, self.masters)
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -84,8 +92,8 @@ def _adder_to(master: Tensor):
     def add(param: Tensor) -> None:
         if param.grad is None:
             return
-        gradient = param.grad.to(master.dtype)
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        if master.grad is not None:
+            master.grad.add_(param.grad)
         param.grad = None
 
     return add

@@ -22,7 +22,11 @@ def build_optimizer(masters: Iterable[Tensor], settings: PolicySettings) -> torc
     """
     options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
     if settings.optimizer != "adamw_8bit":
-        return torch.optim.AdamW(masters, fused=settings.optimizer == "adamw_fused", **options)
+        optimizer = torch.optim.AdamW(masters, fused=settings.optimizer == "adamw_fused", **options)
+        for master in optimizer.param_groups[0]["params"]:
+            moments = {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+            optimizer.state[master] = _blank(optimizer, master) | moments
+        return optimizer
     hush_bitsandbytes()
     try:
         from bitsandbytes.optim.adamw import AdamW8bit
@@ -38,7 +42,7 @@ def hush_bitsandbytes() -> None:
 
 def state_tensors(optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The optimizer's state as `KEY.NAME`: `step` [1], and `exp_avg` and `exp_avg_sq`, or with 8 bits `state1`, `state2` and the
-    scales of their blocks, `absmax1` and `absmax2`. Empty before the first update.
+    scales of their blocks, `absmax1` and `absmax2`, these only after the first update.
     """
     tensors: dict[str, Tensor] = {}
     for name, master in masters.items():

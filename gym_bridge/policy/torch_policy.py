@@ -52,7 +52,7 @@ class TorchPolicy:
         self.module = self._open(directory)
         self.adapters = Adapters(self.module, settings.lora, head=head) if settings.lora else None
         if settings.activation_checkpointing:
-            checkpoint_layers(self.module)
+            checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
         self.masters = MasterWeights(self.module, settings, compute_dtype=self.compute_dtype)
         self.utilisation = Utilisation(self.module, device=self.device, compute_dtype=self.compute_dtype)
         self.version = 0

@@ -41,8 +41,9 @@ class PolicySettings(StrictModel):
     """Accept what master_dtype=bfloat16 loses."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """Kernel of packed attention: sdpa with a block mask, or FlexAttention, which skips masked blocks. auto: flex on CUDA."""
-    activation_checkpointing: bool = False
-    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    activation_checkpointing: bool | Literal["selective"] = False
+    """Compute activations again in the backward pass instead of keeping them. true: all of a layer's, a third more time; selective:
+    all but what matrix products and attention gave, which saves about half of the memory and costs little time."""
     lora: LoRASettings | None = None
     """Train adapters instead of the whole model; null: the whole model."""
     optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = "adamw_fused"

@@ -69,7 +69,8 @@ class SFTAlgorithm(StrictModel):
     loss: str = "nll"
     """nll: negative log-likelihood; or a dotted path to a function of these settings that gives a loss: package.module:name."""
     mean_over: Literal["tokens", "rows"] = "tokens"
-    """What the loss is a mean of: the step's trained tokens, so that long answers count more, or its rows."""
+    """What the loss is a mean of: the step's trained tokens, so that long answers count more, or its rows; of a row that makes
+    several sequences each counts as one."""
     batch_size: PositiveInt = 16
     """Rows of one optimizer update."""
     epochs: PositiveInt = 1

@@ -4,16 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import PickleBuffer
 
 import pytest
 
 from gym_bridge.errors import DataError
 from gym_bridge.io.rollout_reader import RolloutView
 from gym_bridge.schemas.rollouts import Row
-from gym_bridge.transforms import engine
+from gym_bridge.schemas.transform_settings import TransformSettings
+from gym_bridge.transforms import engine, telling
+from gym_bridge.transforms.engine import transform_files
 from gym_bridge.transforms.format import Format, RowOptions
 from gym_bridge.transforms.parallel import WorkerDiedError, Workers
 from tests.transforms.stage import line, rollouts, transformed
@@ -146,3 +150,30 @@ def test_ctrl_c_in_a_terminal_reaches_the_parent_alone(tmp_path):
     _, told = parent.communicate(timeout=PATIENCE_S)
     assert parent.returncode == -signal.SIGINT
     assert told.count("KeyboardInterrupt") == 1
+
+
+def _doubled() -> Callable[[int], tuple[int, PickleBuffer]]:
+    return lambda number: (number, PickleBuffer(bytes([number]) * (2 * number)))
+
+
+def test_buffers_come_through_files_that_are_gone_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Workers(2, imports=[]) as workers:
+        results = workers.ordered_map(_doubled, [3, 0, 1])
+        first = next(results)
+        (spool,) = tmp_path.glob("gym-bridge-workers-*")
+        found = [(number, bytes(text)) for number, text in (first, *results)]
+    assert found == [(3, b"\3" * 6), (0, b""), (1, b"\1\1")]
+    assert not spool.exists()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_long_work_tells_how_far_it_is_unless_it_is_told_not_to(quiet, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(telling, "TOLD_FROM_BYTES", 0)
+    path = rollouts(tmp_path, line(), line(0.0, "5"), line(1.0, "6", prompt="3+3?"))
+    for to in ("dpo", "sft"):
+        transform_files([path], TransformSettings(to=to, output=tmp_path / "out.jsonl"), quiet=quiet)
+    told = capsys.readouterr().err.splitlines()
+    starts = ["transform: MiB read: 0 in", "transform: rows written: 1/1 in", "transform: MiB read: 0 in"]
+    assert [one.partition(" in")[0] + " in" for one in told] == ([] if quiet else starts)
+    assert quiet or told[0].endswith("rows 3")

@@ -208,10 +208,11 @@ def test_fields_of_the_task_are_joined_from_the_materialized_inputs(tmp_path):
 
 
 def test_what_a_rollouts_own_row_tells_of_its_task_is_not_replaced(tmp_path):
-    path = rollouts(tmp_path, line(0.0, task=0, expected_answer="own"), line(1.0, "right", task=1))
-    theirs = (b'{"_ng_task_index":%d,"expected_answer":"other"}\n' % task for task in (0, 1))
+    empty = line(1.0, "right", task=2, expected_answer="")
+    path = rollouts(tmp_path, line(0.0, task=0, expected_answer="own"), line(1.0, "right", task=1), empty)
+    theirs = (b'{"_ng_task_index":%d,"expected_answer":"other"}\n' % task for task in (0, 1, 2))
     rollouts(tmp_path, *theirs, name="rollouts_materialized_inputs.jsonl")
-    assert [row["output"] for row in transformed(path, "grpo")[0]] == ["own", "other"]
+    assert [row["output"] for row in transformed(path, "grpo")[0]] == ["own", "other", "other"]
 
 
 def test_each_file_has_inputs_of_its_own(tmp_path):
