@@ -59,7 +59,7 @@ def measure(job: Job, directory: Path) -> Figures:
 
 
 def flops_per_token(model: str, rows: list[dict[str, Any]]) -> float:
-    """FLOPs of a token of these rows, forward and backward, by PaLM's formula; every side of a pair counts with its prompt."""
+    """FLOPs of a token of these rows of supervised fine-tuning, forward and backward, by PaLM's formula."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -67,17 +67,8 @@ def flops_per_token(model: str, rows: list[dict[str, Any]]) -> float:
 
     with torch.device("meta"):
         costs = model_flops(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
-    total = sum(
-        costs.of_microbatch(torch.arange(num_tokens(one)), num_trained=num_trained(one)) for row in rows for one in sides_of(row)
-    )
+    total = sum(costs.of_microbatch(torch.arange(num_tokens(one)), num_trained=num_trained(one)) for one in rows)
     return total / sum(map(num_tokens, rows))
-
-
-def sides_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sequences of a row."""
-    if "ids" in row:
-        return [row]
-    return [{"ids": row["prompt"] + row[side], "num_prompt": len(row["prompt"])} for side in ("chosen", "rejected")]
 
 
 def compare(kind: str, model: str, options: argparse.Namespace, directory: Path, *, name: str) -> None:
@@ -102,7 +93,7 @@ def compare(kind: str, model: str, options: argparse.Namespace, directory: Path,
             found[side].append(measure(job, directory))
     print(f"\n{name}, {kind}, {options.dtype}, {options.batch_size} rows a step, {options.steps} timed steps")
     print("settings:", {side: turns[0].settings for side, turns in found.items()}, "\n")
-    peak = _peak(options)
+    peak = _peak(options) if kind == "sft" else None
     names = ("side", "trained tokens/s", "all tokens/s", "peak MiB", "ours / it, tokens/s", "ours / it, peak", "loss, first step")
     table(*names, *(["MFU"] if peak else []))
     flops = flops_per_token(model, rows) if peak else 0.0
@@ -133,8 +124,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--longest", type=int, help="tokens of the longest row")
     parser.add_argument("--microbatch-tokens", type=int)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    parser.set_defaults(**(ON_GPU if "--gpu" in (sys.argv[1:] if argv is None else argv) else ON_CPU))
     options = parser.parse_args(argv)
+    for name, value in (ON_GPU if options.gpu else ON_CPU).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if "ours" not in options.sides:
+        parser.error("--sides needs ours, beside which the others are shown")
     if unknown := [kind for kind in options.kinds if kind not in KINDS]:
         parser.error(f"no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
     print(", ".join(f"{name} {_version(name)}" for name in ("gym-bridge", "torch", "transformers", "trl")))
@@ -156,8 +151,11 @@ def _models(options: argparse.Namespace, directory: Path) -> list[tuple[str, str
 
 
 def _sides(options: argparse.Namespace) -> list[Side]:
-    """The sides that can be measured here."""
-    return [side for side in options.sides if not side.startswith("trl") or _version("trl") != "none"]
+    """The sides that can be measured here; those that cannot are told."""
+    missing = [side for side in options.sides if side.startswith("trl") and _version("trl") == "none"]
+    if missing:
+        print(f"left out, because TRL is not installed: {', '.join(missing)}")
+    return [side for side in options.sides if side not in missing]
 
 
 def _peak(options: argparse.Namespace) -> float | None:

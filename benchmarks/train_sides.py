@@ -196,7 +196,7 @@ def bare(job: Job) -> Figures:
 
 
 def trl(job: Job, *, defaults: bool = False) -> Figures:
-    """TRL's trainer: at its best settings for this device, or at its defaults."""
+    """TRL's trainer: at its best settings without kernels that have to be fetched, or at its defaults."""
     from benchmarks.train_trl import trained
 
     return trained(job, defaults=defaults)

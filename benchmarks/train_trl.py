@@ -59,7 +59,7 @@ def trained(job: Job, *, defaults: bool) -> Figures:
     trainer = make(job, model, {**shared, **options}, stopwatch)
     trainer.train()
     seconds = stopwatch.ends[-1] - stopwatch.ends[0]
-    found = figures(job, seconds, stopwatch.losses, {**options, "steps": len(stopwatch.ends)})
+    found = figures(job, seconds, stopwatch.losses, {**options, "attention": "sdpa", "steps": len(stopwatch.ends)})
     return _of_the_timed_steps(job, found, len(stopwatch.ends))
 
 
@@ -68,10 +68,12 @@ def _default_options(job: Job) -> dict[str, Any]:
 
 
 def _best_options(job: Job) -> dict[str, Any]:
-    """Packed blocks as long as our microbatches, nothing computed twice; for DPO the reference's log-probs beforehand."""
+    """Packed blocks as long as our microbatches, nothing computed twice; for DPO, which it cannot pack without flash attention, one
+    pair at a time, so that the two sides alone are padded, and the reference's log-probs beforehand."""
     if job.kind == "dpo":
         return {
-            "per_device_train_batch_size": job.batch_size,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": job.batch_size,
             "gradient_checkpointing": False,
             "precompute_ref_log_probs": True,
         }

@@ -51,6 +51,7 @@ def test_resource_servers_are_asked_the_same_in_turns(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(("kind", "sides"), [("sft", ("ours", "bare", "trl")), ("dpo", ("ours", "bare"))])
 def test_all_sides_of_a_training_begin_with_the_same_loss(kind: str, sides: tuple[str, ...], tiny_llama: Path, capsys):
+    pytest.importorskip("trl")
     sizes = ["--turns", "1", "--steps", "1", "--batch-size", "2", "--longest", "64", "--microbatch-tokens", "64"]
     train.main([kind, "--model", str(tiny_llama), *sizes, "--sides", *sides])
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]

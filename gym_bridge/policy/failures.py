@@ -43,14 +43,14 @@ def memory_told(sequences: Sequence[TrainingSequence], settings: PolicySettings,
 
 @contextmanager
 def optimizer_memory_told(settings: PolicySettings) -> Iterator[None]:
-    """Raises PolicyError with what to change when memory runs out in the optimizer's update."""
+    """Raises PolicyError with what to change when memory runs out for weights, gradients and moments, or in their update."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
         raise PolicyError(
-            f"out of memory on {settings.device} in the update by {settings.optimizer}; "
+            f"out of memory on {settings.device} for the weights, gradients and moments of {settings.optimizer}; "
             "set policy.optimizer=adamw_8bit, or train adapters with policy.lora.rank=16"
         ) from error
 

@@ -1,6 +1,8 @@
 """Master weights of a module that computes in any dtype, their gradients and their optimizer."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,9 @@ class MasterWeights:
     same, the parameters are their own masters. Gradients of every microbatch are added up in the master dtype. Parameters that
     do not train are kept in the compute dtype alone.
 
-    Masters, gradients and moments are allocated here, before the first step, and stay: made in its midst they would lie among the
-    activations and keep the freed memory of those in pieces that are too small for the next ones.
+    Masters, gradients and moments, but those of 8 bits, are allocated here, before the first step, and stay: made in its midst they
+    would lie among the activations and keep the freed memory of those in pieces that are too small for the next ones. So a weight
+    that no token reached has a gradient of zero: it decays, and moves by its moments.
     """
 
     def __init__(self, module: nn.Module, settings: PolicySettings, *, compute_dtype: torch.dtype):
@@ -28,8 +31,7 @@ class MasterWeights:
         self.masters: dict[str, Tensor] = {}
         for name, param in module.named_parameters():
             dtype = master_dtype if param.requires_grad else compute_dtype
-            # a copy, because a loaded tensor stands where its file put it, and kernels for the CPU round by the address
-            master = param.detach().to(dtype, copy=True)
+            master = own_copy(param, dtype)
             param.data = master.to(compute_dtype)
             if name in self.params and master_dtype == compute_dtype:
                 self.masters[name] = param
@@ -55,6 +57,15 @@ class MasterWeights:
             self.publish()
         self.drop_gradients()
         return norm
+
+    @contextmanager
+    def dropping_on_error(self) -> Iterator[None]:
+        """Forgets the gradients of what an error, or Ctrl-C, ends halfway."""
+        try:
+            yield
+        except BaseException:
+            self.drop_gradients()
+            raise
 
     def gradient_norm(self) -> float:
         """The norm of the gradients added up so far."""
@@ -88,12 +99,17 @@ class MasterWeights:
         optimizers.load_state_tensors(self.optimizer, self.masters, tensors)
 
 
+def own_copy(param: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of a loaded tensor: that stands where its file put it, and kernels for the CPU round by the address."""
+    return param.detach().to(dtype, copy=True)
+
+
 def _adder_to(master: Tensor):
     def add(param: Tensor) -> None:
         if param.grad is None:
             return
-        if master.grad is not None:
-            master.grad.add_(param.grad)
+        assert master.grad is not None, "it is made with the master"
+        master.grad.add_(param.grad)
         param.grad = None
 
     return add

@@ -64,15 +64,19 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, masters: Mapping[str, T
         raise PolicyError(
             f"the checkpoint's moments are those of other weights, such as {min(unknown)}; keep policy.lora as it was"
         )
-    optimizer.state.clear()
-    for name, saved in found.items():
-        master = masters[name]
-        state = _blank(optimizer, master)
+    for name, master in masters.items():
+        saved, state = found.get(name), _blank(optimizer, master)
+        if saved is None:
+            optimizer.state.pop(master, None)  # as before its first update
+            continue
         if state.keys() - {*TABLES} != saved.keys():
             raise PolicyError(f"the checkpoint's moments {sorted(saved)} are another optimizer's; keep policy.optimizer as it was")
         step = saved.pop("step")
         state["step"] = int(step) if isinstance(state["step"], int) else step.reshape(()).to(state["step"].device, copy=True)
-        optimizer.state[master] = state | {key: value.to(master.device, copy=True) for key, value in saved.items()}
+        held = optimizer.state.get(master, {})
+        for key, value in saved.items():
+            state[key] = held[key].copy_(value) if key in held else value.to(master.device, copy=True)
+        optimizer.state[master] = state
 
 
 def _blank(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gym_bridge.policy.family import open_family
 from gym_bridge.policy.flops import Utilisation
 from gym_bridge.policy.head import token_logprobs
 from gym_bridge.policy.loading import resolve_device, resolve_dtype
-from gym_bridge.policy.master_weights import MasterWeights
+from gym_bridge.policy.master_weights import MasterWeights, own_copy
 from gym_bridge.policy.memory import peak_memory_gib
 from gym_bridge.policy.packing import Pack, assign_units, pack
 from gym_bridge.policy.schedules import Schedule
@@ -53,7 +54,8 @@ class TorchPolicy:
         self.adapters = Adapters(self.module, settings.lora, head=head) if settings.lora else None
         if settings.activation_checkpointing:
             checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
-        self.masters = MasterWeights(self.module, settings, compute_dtype=self.compute_dtype)
+        with optimizer_memory_told(settings):
+            self.masters = MasterWeights(self.module, settings, compute_dtype=self.compute_dtype)
         self.utilisation = Utilisation(self.module, device=self.device, compute_dtype=self.compute_dtype)
         self.version = 0
         self._loaded: Path | None = None
@@ -85,8 +87,10 @@ class TorchPolicy:
             raise PolicyError(
                 f"{self.directory} is a checkpoint, no reference; open the policy from the run's first model, then load"
             )
-        same = {"master_dtype": str(self.compute_dtype).removeprefix("torch."), "allow_lost_updates": True}  # no second copy
-        frozen = TorchPolicy(self.directory, self.settings.model_copy(update=same), head=self.head, total_steps=self.total_steps)
+        frozen = copy(self)  # but for the weights, which nothing updates
+        frozen.module = self._open(self.directory)
+        for param in frozen.module.parameters():
+            param.data = own_copy(param, self.compute_dtype)
         return frozen.logprobs(sequences)
 
     def step(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> StepResult:
@@ -96,15 +100,15 @@ class TorchPolicy:
         the weights are then as before the step.
         """
         started = time.perf_counter()
-        self.masters.drop_gradients()  # of a step that an error ended halfway
         self.utilisation.begin()
-        metrics = self._losses(microbatches, loss_fn, learn=True)
-        lr = self.schedule(self.version)
-        with optimizer_memory_told(self.settings):
-            norm = self.masters.update(lr=lr, max_grad_norm=self.settings.max_grad_norm)
-        if not math.isfinite(norm):
-            blamed = self._without_finite_gradient(microbatches, loss_fn)
-            raise non_finite(f"the gradient's norm is {norm} at step {self.version + 1}", blamed)
+        with self.masters.dropping_on_error():
+            metrics = self._losses(microbatches, loss_fn, learn=True)
+            lr = self.schedule(self.version)
+            with optimizer_memory_told(self.settings):
+                norm = self.masters.update(lr=lr, max_grad_norm=self.settings.max_grad_norm)
+            if not math.isfinite(norm):
+                blamed = self._without_finite_gradient(microbatches, loss_fn)
+                raise non_finite(f"the gradient's norm is {norm} at step {self.version + 1}", blamed)
         self.version += 1
         seconds = time.perf_counter() - started
         metrics |= {"grad_norm": norm, "lr": lr, "train_s": seconds, "peak_memory_gib": peak_memory_gib(self.device)}

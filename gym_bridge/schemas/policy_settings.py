@@ -43,7 +43,7 @@ class PolicySettings(StrictModel):
     """Kernel of packed attention: sdpa with a block mask, or FlexAttention, which skips masked blocks. auto: flex on CUDA."""
     activation_checkpointing: bool | Literal["selective"] = False
     """Compute activations again in the backward pass instead of keeping them. true: all of a layer's, a third more time; selective:
-    all but what matrix products and attention gave, which saves about half of the memory and costs little time."""
+    all but what matrix products and attention gave (FlexAttention is computed again), for less memory at little time."""
     lora: LoRASettings | None = None
     """Train adapters instead of the whole model; null: the whole model."""
     optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = "adamw_fused"

@@ -1,18 +1,15 @@
 """Renderers of the `renderers` package, and users' own, as the house's rooms need them."""
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jinja2
 from renderers import ParsedResponse, RenderedTokens
 
 from gym_bridge.errors import DataError
-from gym_bridge.io.digests import digest_file
 from gym_bridge.schemas.chat import Message
 from gym_bridge.tokens.completion_mask import completion_mask
 from gym_bridge.tokens.guarded_tokenizer import GuardedTokenizer
@@ -30,9 +27,19 @@ class FamilyRenderer:
     Control tokens in messages and tools stay plain text. What the renderer cannot do is a DataError that names it.
     """
 
-    def __init__(self, name: str, renderer: Any, tokenizer: GuardedTokenizer, *, unthinking: Any = None, stops: Sequence[int] = ()):
-        """`unthinking` is the renderer with its thinking turned off, where it has that; `stops` are more ids that end answers."""
-        self.name, self.tokenizer = name, tokenizer
+    def __init__(
+        self,
+        name: str,
+        renderer: Any,
+        tokenizer: GuardedTokenizer,
+        *,
+        identity: Mapping[str, Any] = {},
+        unthinking: Any = None,
+        stops: Sequence[int] = (),
+    ):
+        """`identity` tells it from a renderer that may write the same conversation otherwise, in plain values; `unthinking` is the
+        renderer with its thinking turned off, where it has that; `stops` are more ids that end answers."""
+        self.name, self.tokenizer, self.identity = name, tokenizer, identity
         self._renderer, self._unthinking, self._stops = renderer, unthinking, tuple(stops)
 
     def render(
@@ -62,6 +69,13 @@ class FamilyRenderer:
         with self._told("render the conversation"):
             return self._renderer.render_ids(guarded, tools=tools, add_generation_prompt=add_generation_prompt)
 
+    def prompts(self, messages: Sequence[Message], *, tools: Tools | None = None) -> list[list[int]]:
+        """What may stand before the answer to `messages`: the prompt, and the one of thinking turned off where there is such."""
+        guarded, tools = self._messages(messages), self._guard(tools)
+        renderers = [one for one in (self._renderer, self._unthinking) if one is not None]
+        with self._told("render the conversation"):
+            return [one.render_ids(guarded, tools=tools, add_generation_prompt=True) for one in renderers]
+
     def bridge_to_next_turn(
         self,
         previous_prompt_ids: Sequence[int],
@@ -84,12 +98,6 @@ class FamilyRenderer:
         prompt = None if prompt_ids is None else list(prompt_ids)
         with self._told("read the answer"):
             return self._renderer.parse_response(list(token_ids), tools=tools and list(tools), prompt_ids=prompt)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Plain values that tell it from a renderer that may write the same conversation otherwise."""
-        own = digest_file(Path(inspect.getfile(type(self._renderer)))) if ":" in self.name else None
-        return {"name": self.name, "config": repr(getattr(self._renderer, "config", None)), "code": own}
 
     @property
     def is_prefix_stable(self) -> bool:

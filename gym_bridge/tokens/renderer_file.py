@@ -28,9 +28,14 @@ class RendererChoice(StrictModel):
 def renderer_choice(directory: Path, *, name: str | None = None, options: Mapping[str, Any] = {}) -> RendererChoice:
     """`name` and `options`, and for what they leave open what the files in `directory` tell.
 
-    Raises ConfigError for a `renderer.json` of another form.
+    Raises ConfigError for a `renderer.json` of another form, and for one that alone names code of its own.
     """
     told = _told(directory)
+    if name is None and ":" in (told.renderer or ""):
+        raise ConfigError(
+            f"{directory / RENDERER_FILE} names code, {told.renderer}, that would run here; "
+            "if you trust it, name it yourself as the renderer"
+        )
     model = _hub_name(directory) or told.model
     if name is not None and name != told.renderer:
         return RendererChoice(renderer=name, chat_template_kwargs=dict(options), model=model)

@@ -5,6 +5,7 @@ dotted path. None of them needs transformers; `gpt-oss` fetches its vocabulary f
 environment's `TIKTOKEN_ENCODINGS_BASE` names a directory with `o200k_base.tiktoken`; `default` renders for its models without.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from renderers.base import MODEL_RENDERER_MAP
 
 from gym_bridge.config import load_object
 from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.io.digests import digest_file
 from gym_bridge.schemas.chat import Message
 from gym_bridge.tokens.chatml import ChatMLRenderer, speaks_chatml
 from gym_bridge.tokens.family_renderer import FamilyRenderer, Tools
@@ -102,10 +104,11 @@ def load_renderer(directory: Path, *, name: str | None = None, options: Mapping[
         raise ConfigError(f"{directory}: the model has no chat template, so name its renderer: {others}")
     tokenizer.name_or_path = choice.model or tokenizer.name_or_path  # some families differ between their models
     renderer = _made(name, tokenizer, options)
+    identity = {"name": name, "options": options, "model": choice.model, "code": _digest_code(name)}
     if name == DEFAULT:
-        return TemplateRenderer(name, renderer, tokenizer, stops=_generation_ends(directory))
+        return TemplateRenderer(name, renderer, tokenizer, identity=identity, stops=_generation_ends(directory))
     unthinking = _made(name, tokenizer, {**options, THINKS: False}) if _thinks(renderer, name) else None
-    return FamilyRenderer(name, renderer, tokenizer, unthinking=unthinking)
+    return FamilyRenderer(name, renderer, tokenizer, identity=identity, unthinking=unthinking)
 
 
 def _made(name: str, tokenizer: GuardedTokenizer, options: Mapping[str, Any]) -> Any:
@@ -127,6 +130,12 @@ def _made(name: str, tokenizer: GuardedTokenizer, options: Mapping[str, Any]) ->
         raise ConfigError(f"renderer {name!r}: {wrong}") from error
     except (AssertionError, TypeError, ValueError, HarmonyError) as error:
         raise ConfigError(f"renderer {name!r} does not fit {tokenizer.name_or_path}: {error}") from error
+
+
+def _digest_code(name: str) -> str | None:
+    """Of the module of a user's own renderer: what it writes changes with it."""
+    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None) if ":" in name else None
+    return digest_file(Path(file)) if file else None
 
 
 def _thinks(renderer: Any, name: str) -> bool:

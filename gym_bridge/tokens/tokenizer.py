@@ -72,9 +72,10 @@ class Tokenizer:
 
 
 def digest_tokenizer(directory: Path) -> str:
-    """SHA-256 over the files of a model's directory that tell how text becomes tokens: tokenizer, its settings, chat templates."""
+    """SHA-256 over the files of a model's directory that tell how text becomes tokens: tokenizer, its settings, chat templates,
+    renderer."""
     total = hashlib.sha256()
-    for path in sorted([*directory.glob("tokenizer*.json"), *directory.glob("*.jinja")]):
+    for path in sorted([*directory.glob("tokenizer*.json"), *directory.glob("*.jinja"), *directory.glob("renderer.json")]):
         total.update(path.name.encode() + bytes.fromhex(digest_file(path)))
     return total.hexdigest()
 

@@ -63,7 +63,9 @@ def preference_loss(settings: DPOAlgorithm, *, baseline: Callable[[], float] = l
 
     Reports, as means over the step's pairs, `accuracy` (chosen reward above rejected reward), `margin`, `reward_chosen` and
     `reward_rejected`, where a reward is beta times the score that the loss compares; and, where there is a reference, `kl`: the
-    mean over trained tokens of r - 1 - log r with r = pi_ref/pi, which is 0 where the two agree and grows as they part.
+    mean over trained tokens of r - 1 - log r with r = pi/pi_ref, 0 where the two agree. Over tokens that the reference sampled it
+    estimates KL(pi_ref || pi) (Schulman 2020, k3); the other direction would need tokens that the policy samples, and explodes on
+    answers that it has learned to avoid.
 
     A loss that a dotted path names is made of the settings alone, and gets the reference's log-probs.
     """
@@ -85,7 +87,7 @@ def preference_loss(settings: DPOAlgorithm, *, baseline: Callable[[], float] = l
             value = value + sft_weight * likelihood
         if referred:
             with no_grad():
-                metrics["kl"] = float((scored.neg().exp() - 1 + scored).sum() / columns.num_tokens)
+                metrics["kl"] = float((scored.exp() - 1 - scored).sum() / columns.num_tokens)
         return Loss(value, metrics)
 
     return loss

@@ -27,7 +27,7 @@ from gym_bridge.transforms.texts import said
 class Converted:
     """What a block became. Lists run in parallel; those that nobody asked for are empty."""
 
-    rows: list[bytes | PickleBuffer] = field(default_factory=list)
+    rows: list[bytes | PickleBuffer | memoryview] = field(default_factory=list)
     """Each in a piece of its own where `validation` or `keys` tell something of each; else all in one, which is sent and written
     faster."""
     num_rows: int = 0

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-from gym_bridge.errors import GymBridgeError
+from gym_bridge.errors import ConfigError, GymBridgeError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,10 +90,13 @@ class Workers:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            try:
+                self._spool = tempfile.TemporaryDirectory(prefix="gym-bridge-workers-", ignore_cleanup_errors=True)
+            except OSError as error:
+                raise ConfigError(f"cannot make a temporary directory: {error.strerror}; TMPDIR may name another disk") from None
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(self._imports)
             self._pipe = context.Pipe(duplex=False)
-            self._spool = tempfile.TemporaryDirectory(prefix="gym-bridge-workers-", ignore_cleanup_errors=True)
             told = (self._pipe[0], Path(self._spool.name))
             self._pool = ProcessPoolExecutor(self.num, mp_context=context, initializer=_begin, initargs=told)
         return self._pool
@@ -121,10 +124,13 @@ class _Parcel(NamedTuple):
 def _parcel(result: Any) -> _Parcel:
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
-    if not buffers or _spool is None:
+    if not buffers:
         return _Parcel(pickled, None, [])
-    with tempfile.NamedTemporaryFile(dir=_spool, delete=False) as file:
-        lengths = [file.write(one.raw()) for one in buffers]
+    try:
+        with tempfile.NamedTemporaryFile(dir=_spool, delete=False) as file:
+            lengths = [file.write(one.raw()) for one in buffers]
+    except OSError as error:
+        raise ConfigError(f"cannot write to {_spool}: {error.strerror}; TMPDIR may name another disk") from None
     return _Parcel(pickled, Path(file.name), lengths)
 
 

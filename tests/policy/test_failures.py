@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from gym_bridge.errors import NonFiniteLossError, PolicyError
-from gym_bridge.policy.failures import optimizer_memory_told
 from gym_bridge.schemas.seams import Loss
-from gym_bridge.schemas.settings import PolicySettings
 from tests.policy.stage import mean_nll, open_policy, same, weights_of
 
 
@@ -93,10 +91,30 @@ def test_a_sequence_longer_than_a_microbatch_leaves_only_its_own_length_to_lower
         policy.evaluate([named[:1]], memory_eater)
 
 
-def test_an_update_without_memory_says_which_optimizer_takes_less():
-    message = "out of memory on cpu in the update by adamw_fused; set policy.optimizer=adamw_8bit"
-    with pytest.raises(PolicyError, match=message), optimizer_memory_told(PolicySettings()):
-        torch.empty(2**50)
+def test_moments_without_memory_say_which_optimizer_takes_less(tiny_llama, monkeypatch):
+    def too_many(masters, settings):
+        return torch.empty(2**50)
+
+    monkeypatch.setattr("gym_bridge.policy.optimizers.build_optimizer", too_many)
+    message = "out of memory on cpu for the weights, gradients and moments of adamw_fused; set policy.optimizer=adamw_8bit"
+    with pytest.raises(PolicyError, match=message):
+        open_policy(tiny_llama)
+
+
+def test_an_update_without_memory_says_the_same(tiny_llama, named, monkeypatch):
+    policy = open_policy(tiny_llama)
+    monkeypatch.setattr(policy.masters.optimizer, "step", lambda: torch.empty(2**50))
+    with pytest.raises(PolicyError, match="for the weights, gradients and moments of adamw_fused; set"):
+        policy.step([named], mean_nll)
+
+
+def test_a_step_that_an_error_ends_halfway_leaves_no_gradient_to_the_next(tiny_llama, named):
+    policy, untouched = open_policy(tiny_llama), open_policy(tiny_llama)
+    with pytest.raises(PolicyError, match="out of memory"):
+        policy.step([named[1:], named[:1]], memory_eater)
+    policy.step([named], mean_nll)
+    untouched.step([named], mean_nll)
+    assert same(weights_of(policy), weights_of(untouched))
 
 
 def test_other_errors_of_torch_pass_as_they_are(tiny_llama, named):

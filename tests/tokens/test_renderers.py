@@ -11,9 +11,11 @@ from renderers.qwen3 import Qwen3Renderer
 from transformers import AutoTokenizer
 
 from gym_bridge.errors import ConfigError, DataError
+from gym_bridge.io.digests import digest_file
 from gym_bridge.tokens.chat_samples import chat_samples
 from gym_bridge.tokens.chatml import ChatMLRenderer
 from gym_bridge.tokens.renderers import RENDERER_NAMES, Renderer, load_renderer
+from gym_bridge.tokens.sample_files import renderer_identity
 from tests.tokens.vocabularies import QWEN3_MARKS, write_qwen3, write_vocabulary
 
 IM_START, IM_END, CALL, END_CALL = 257, 258, 259, 260
@@ -264,6 +266,15 @@ def test_a_dotted_path_names_a_users_own_renderer(qwen3: Path):
         load_renderer(qwen3, name=f"{__name__}:OwnRenderer", options={"greting": "hi"})
     with pytest.raises(ConfigError, match="cannot load 'no_such_module:Renderer'"):
         load_renderer(qwen3, name="no_such_module:Renderer")
+
+
+def test_renderers_that_may_write_otherwise_have_other_identities(qwen3: Path):
+    plain, hi = (load_renderer(qwen3, name=f"{__name__}:OwnRenderer", options={"greeting": one}) for one in ("", "hi"))
+    family, off = (load_renderer(qwen3, name="qwen3", options=one) for one in ({}, {"enable_thinking": False}))
+    found = [renderer_identity(one) for one in (plain, hi, family, off)]
+    assert all(found.count(one) == 1 for one in found)
+    assert found[1]["code"] == digest_file(Path(__file__))
+    assert renderer_identity(load_renderer(qwen3, name="qwen3")) == found[2]
 
 
 def test_a_users_renderer_that_breaks_is_named(qwen3: Path):

@@ -154,7 +154,7 @@ def test_rewards_accuracy_margin_and_kl_are_those_of_the_pairs(tiny_llama, pairs
     assert metrics["margin"] == pytest.approx((sum(good) - sum(bad)) / 5, rel=1e-4)
     assert metrics["accuracy"] == sum(g > b for g, b in zip(good, bad, strict=True)) / 5
     parted = torch.cat(ratios)
-    assert metrics["kl"] == pytest.approx(float((torch.exp(-parted) - 1 + parted).mean()), rel=1e-4)
+    assert metrics["kl"] == pytest.approx(float((torch.exp(parted) - 1 - parted).mean()), rel=1e-4)
 
 
 def test_the_parts_of_a_loss_are_reported_and_add_up(tiny_llama, pairs):

@@ -82,6 +82,11 @@ def test_a_run_goes_on_with_the_same_files_and_tokenizer_only(tiny_llama: Path, 
         go_on(3)
     write(path, *PAIRS)
     template = model / "chat_template.jinja"
-    template.write_text(template.read_text() + "\n")
+    before = template.read_text()
+    template.write_text(before + "\n")
+    with pytest.raises(ConfigError, match=r"holds another run \(digests\.tokenizer: "):
+        go_on(3)
+    template.write_text(before)
+    (model / "renderer.json").write_text('{"renderer": "chatml"}')
     with pytest.raises(ConfigError, match=r"holds another run \(digests\.tokenizer: "):
         go_on(3)

@@ -61,6 +61,13 @@ def test_a_renderer_of_another_name_takes_no_options_of_the_file(model: Path):
     assert getattr(load_renderer(model, name="default"), "name", None) == "default"
 
 
+def test_code_that_a_model_names_by_itself_is_not_run(model: Path):
+    own = f"{__name__}:NeverMade"
+    (model / "renderer.json").write_text(json.dumps({"renderer": own}))
+    with pytest.raises(ConfigError, match=f"renderer.json names code, {own}, that would run here; if you trust it"):
+        load_renderer(model)
+
+
 def test_a_broken_file_is_named(model: Path):
     (model / "renderer.json").write_text('{"rendrer": "qwen3"}')
     with pytest.raises(ConfigError, match=r"renderer\.json: Extra inputs.*; expected a renderer's name"):

@@ -15,6 +15,7 @@ from gym_bridge.schemas.tokens import Segment, TrainingSequence
 from gym_bridge.tokens.audit.kinds import Conversation
 from gym_bridge.tokens.audit.texts import message_text
 from gym_bridge.tokens.chat_samples import chat_samples
+from gym_bridge.tokens.family_renderer import FamilyRenderer
 from gym_bridge.tokens.guarded_tokenizer import GuardedTokenizer
 from gym_bridge.tokens.renderers import Renderer
 
@@ -157,27 +158,34 @@ class TrainedChats:
             return
         trained = np.flatnonzero(sample.train_mask)
         for message, first in zip(*np.unique(np.array(indices)[trained], return_index=True), strict=True):
-            begin = int(trained[first])
-            prompt = self._renderer.render_ids(row["messages"][:message], tools=row.get("tools"), add_generation_prompt=True)
-            if sample.token_ids[:begin].tolist() != prompt:
-                yield f"message {message} trains from token {begin} on, and its prompt has {len(prompt)} tokens"
+            begin, before = int(trained[first]), row["messages"][:message]
+            if not before:  # not every family has a prompt of nothing
+                continue
+            prompts = self._prompts(before, tools=row.get("tools"))
+            if sample.token_ids[:begin].tolist() not in prompts:
+                yield f"message {message} trains from token {begin} on, and its prompt has {len(prompts[0])} tokens"
+
+    def _prompts(self, messages: Sequence[Message], *, tools: Any) -> list[list[int]]:
+        if isinstance(renderer := self._renderer.renderer, FamilyRenderer):
+            return renderer.prompts(messages, tools=tools)
+        return [renderer.render_ids(messages, tools=tools, add_generation_prompt=True)]
 
 
 class _Recorder:
     """A renderer that keeps whose the tokens of its renderings are."""
 
     def __init__(self, renderer: Renderer):
-        self._renderer = renderer
+        self.renderer = renderer
         self.rendered: dict[bytes, Sequence[int]] = {}
         """Message of each token, by the ids."""
 
     def render(self, *args: Any, **options: Any) -> Any:
-        rendered = self._renderer.render(*args, **options)
+        rendered = self.renderer.render(*args, **options)
         self.rendered[np.array(rendered.token_ids, dtype=np.int32).tobytes()] = rendered.message_indices
         return rendered
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._renderer, name)
+        return getattr(self.renderer, name)
 
 
 def _segment(token_ids: Any, mask: np.ndarray) -> Segment:
