@@ -187,10 +187,11 @@ def test_every_sequence_of_a_rewritten_conversation_is_checked_and_shown(templat
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3.5"])  # the prompt of the second opens a thought, which this answer lacks
-def test_an_answer_without_a_thought_and_one_without_a_prompt_are_in_order(templated, tmp_path, name):
-    report = audit_rows(
-        tmp_path, templated(NO_TOOLS, name=name), {"messages": [USER, ANSWER]}, {"messages": [ANSWER, USER, ANSWER]}
-    )
+def test_an_answer_without_a_thought_and_one_without_a_prompt_are_in_order(tmp_path, name):
+    control = (*QWEN3_CONTROL, *(f"<|{one}|>" for one in ("vision_start", "vision_end", "image_pad", "video_pad")))
+    model = write_vocabulary(tmp_path / "model", control, QWEN3_MARKS, template=NO_TOOLS, eos_token="<|im_end|>")
+    rows = ({"messages": [USER, ANSWER]}, {"messages": [ANSWER, USER, ANSWER]})
+    report = audit_rows(tmp_path, load_renderer(model, name=name), *rows)
     assert [one for one in told(report) if one[1] in ("mask", "template")] == []
 
 
