@@ -18,6 +18,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gym_bridge.errors import ConfigError, DataError
+from gym_bridge.tokens.audit.templates import TrainedChats
 from gym_bridge.tokens.chatml import TEMPLATE as CHATML_WITH_TOOLS
 from gym_bridge.tokens.conversation_samples import conversation_samples
 from gym_bridge.tokens.renderers import Renderer, load_renderer
@@ -49,6 +50,13 @@ def samples(renderer: Renderer, messages: list[Any], tools: Any = None, **option
 def test_a_conversation_trains_what_is_marked_by_hand(models: Any, family: str, name: str):
     messages, tools = CONVERSATIONS[name]
     assert samples(models[family][1], messages, tools) == MARKS[family][name]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_the_audit_finds_every_answer_behind_its_prompt(models: Any, family: str, name: str):
+    messages, tools = CONVERSATIONS[name]
+    segments, wrong = TrainedChats(models[family][1]).segments({"messages": messages, "tools": tools})
+    assert (len(segments), wrong) == (len(MARKS[family][name]), None)
 
 
 @pytest.mark.parametrize("family", MARKS)
