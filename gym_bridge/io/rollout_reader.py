@@ -5,8 +5,9 @@ than its shape says (a boolean reward, a history that was rewritten) is an error
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from gym_bridge.errors import DataError
 from gym_bridge.io import rollout_keys
@@ -28,11 +29,10 @@ NEEDLESS_IN_FAILURES = (
 _NOTHING: Row = {}
 
 
-@dataclass(slots=True, kw_only=True)
-class RolloutView:
-    """What gym-bridge reads off one row; `row` is the row itself, untouched.
+class RolloutView(Struct, kw_only=True):
+    """What gym-bridge reads off one row; `row` is the row itself, untouched. Nobody changes a view.
 
-    Nobody changes a view. It is not frozen because that would make it three times as slow to make, and one is made of every row.
+    A struct, because one is made of every row, and a dataclass takes five times as long to make.
     """
 
     row: Row

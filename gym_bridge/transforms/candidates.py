@@ -1,7 +1,9 @@
 """What one line of a rollouts file may become: the decisions that need no other line."""
 
 import math
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gym_bridge.errors import DataError
 from gym_bridge.io.rollout_reader import PLACEHOLDER, RolloutView, view_row
@@ -16,8 +18,7 @@ from gym_bridge.transforms.plan import Plan
 from gym_bridge.transforms.row_columns import fields_read, rollout_columns
 
 
-@dataclass(slots=True, kw_only=True)
-class Candidate:
+class Candidate(Struct, kw_only=True):
     """A line, read."""
 
     view: RolloutView | None = None
