@@ -48,11 +48,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_module(
-    directory: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, head: Head = "lm", attention: str = "sdpa"
+    directory: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, head: Head = "lm", attention: str | None = None
 ) -> PreTrainedModel:
     """The model of a Hugging Face directory, in evaluation mode: a causal language model, or for the scalar head one for sequence
     classification with one label. A language model gets a scalar head of random weights, the same ones each time. `attention` is
-    transformers' name of an implementation.
+    transformers' name of an implementation; None: its own choice, which is not sdpa where logits are capped.
 
     Raises PolicyError when transformers cannot load it, and when weights are missing.
     """

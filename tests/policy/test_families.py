@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.policy import head as head_module
 from gym_bridge.policy.family import HFFamily
+from gym_bridge.policy.loading import load_module
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.tokens import TrainingSequence
 from tests.policy.stage import gradients_of_step, open_policy, weighted
@@ -257,6 +258,14 @@ def test_a_family_of_the_users_own_is_used(monkeypatch, tmp_path, models, step):
     for one, other in zip(doubled.logprobs(step), plain.logprobs(step), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     sys.modules.pop("doubled_family")
+
+
+def test_a_model_with_capped_attention_loads_for_sampling_too(models):
+    ids = torch.tensor([[5, 9, 4, 8]])
+    whole = load_module(models("gemma2"), device=torch.device("cpu"))
+    eager = load_module(models("gemma2"), device=torch.device("cpu"), attention="eager")
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(ids).logits, eager(ids).logits)
 
 
 def test_the_window_of_the_model_stays_what_it_was(models):
