@@ -38,7 +38,7 @@ def _verb(
     @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
     @output_options
     def verb(overrides: tuple[str, ...], configs: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool) -> None:
-        files = [find_config(one) for one in configs]
+        files = [find_config(one, verb=name) for one in configs]
         settings = load_config(settings_model, files=files, overrides=overrides, foreign=nemo_rl_keys(name))
         if dry_run:
             _print_settings(settings.model_dump(mode="json"))
@@ -55,10 +55,17 @@ def _verb(
             return
         ending = ENDINGS.get(result.stopped, "done")
         click.echo(f"{settings.trainer.output}: {ending} after {result.steps} steps; checkpoint {result.checkpoint}")
+        if "mfu" in result.metrics and not quiet:
+            from gym_bridge.policy.flops import FORMULA
+
+            click.echo(f"mfu {result.metrics['mfu']:.3f}: {FORMULA}")
 
 
-def find_config(name: str) -> Path:
-    """The YAML file called `name`: a path, or `recipe/variant` of a shipped one. Raises ConfigError with the nearest names."""
+def find_config(name: str, *, verb: str | None = None) -> Path:
+    """The YAML file called `name`: a path, or `recipe/variant` of a shipped one.
+
+    Raises ConfigError with the nearest names for one that is not shipped, and for one that is of another verb than `verb`.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
@@ -66,7 +73,16 @@ def find_config(name: str) -> Path:
     shipped = {f"{file.parent.name}/{file.stem}": file for file in recipes.glob("*/*.yaml")}
     if name not in shipped:
         raise ConfigError(f"no shipped config {name!r}{nearest(name, shipped)}")
+    if verb is not None and (owner := _verb_of(name)) != verb:
+        fitting = ", ".join(sorted(one for one in shipped if _verb_of(one) == verb))
+        raise ConfigError(f"{name} is a config for train {owner}, not for train {verb}; for that there is {fitting}")
     return shipped[name]
+
+
+def _verb_of(name: str) -> str:
+    """The verb that a shipped config is for: its recipe tells, in the quickstart the end of its own name."""
+    recipe, _, variant = name.partition("/")
+    return {"rlvr": "grpo", "quickstart": variant.rpartition("_")[2]}.get(recipe, recipe)
 
 
 def _print_settings(values: dict[str, Any]) -> None:

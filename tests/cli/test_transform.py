@@ -212,7 +212,7 @@ def run_that_holds(child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "out.jsonl").write_text("before\n")
         (tmp_path / "report.json").write_text("before\n")
         argv = ["transform", path, "--to", f"{__name__}:SLOW", "--where", "task_id != ''", "--output", tmp_path / "out.jsonl"]
-        running = child(*argv, "--report", tmp_path / "report.json", "--workers", workers)
+        running = child(*argv, "--report", tmp_path / "report.json", "--workers", workers, "--quiet")
         assert wait_until(lambda: (tmp_path / HOLDS).exists() or running.process.poll() is not None, seconds=PATIENCE_S)
         assert running.process.poll() is None, running.ended().err
         assert len(list(tmp_path.glob(".out.jsonl.*.tmp"))) == 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from gym_bridge.errors import ConfigError, PolicyError
@@ -160,7 +161,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut_into_microbatches(model, step, 
     assert_step_equals(open_policy(model), [[step[4], step[0]], [step[3]], [step[2], step[1]]], expected(model))
 
 
-@pytest.mark.parametrize("name", ["smollm", "gemma2", "granite", "phi, whose head has a bias"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "smollm", "gemma2", "granite", "phi, whose head has a bias"])
 def test_a_step_does_not_depend_on_how_many_logits_exist_at_a_time(monkeypatch, models, step, expected, name):
     monkeypatch.setattr(head_module, "CHUNK", 5)
     assert sum(one.num_trained for one in step) > 20
@@ -258,6 +259,54 @@ def test_a_family_of_the_users_own_is_used(monkeypatch, tmp_path, models, step):
     for one, other in zip(doubled.logprobs(step), plain.logprobs(step), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     sys.modules.pop("doubled_family")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "smollm", "gemma2", "gemma3"])
+def test_with_its_adapters_merged_a_model_takes_the_same_step(models, step, name, tmp_path):
+    adapted = open_policy(models(name), lora={"rank": 2}, lr=1e-2)
+    for _ in range(2):
+        adapted.step([step], weighted)
+    adapted.save(tmp_path / "step", source_state={})
+    merged = open_policy(tmp_path / "step" / "model")
+    for one, other in zip(adapted.logprobs(step), merged.logprobs(step), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    masters = {key: one.clone() for key, one in adapted.masters.masters.items()}
+    found, result = gradients_of_step(adapted, [step], weighted)
+    expected, other = gradients_of_step(merged, [step], weighted)
+    assert result.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-5)
+    for key, gradient in found.items():
+        owner, side = key.removesuffix(".default.weight").split(".lora_")
+        partner = masters[f"{owner}.lora_{'B' if side == 'A' else 'A'}.default.weight"].T
+        whole = expected[f"{owner}.weight"]
+        scaling = 32.0 / 2
+        chained = scaling * (partner @ whole if side == "A" else whole @ partner)
+        torch.testing.assert_close(gradient, chained, atol=1e-5, rtol=1e-3)
+
+
+class Sizes(TorchDispatchMode):
+    """The most numbers that one tensor holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        made = operator(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.most = max(self.most, one.numel())
+        return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_step_makes_logits_of_all_its_tokens(monkeypatch, models, step, dtype):
+    monkeypatch.setattr(head_module, "CHUNK", 4)
+    directory = models("gemma2")
+    policy = open_policy(directory, compute_dtype=dtype)
+    vocabulary, hidden = 5003, SIZES["hidden_size"]
+    with Sizes() as sizes:
+        policy.step([step], weighted)
+    assert sizes.most <= max(vocabulary * hidden, 4 * vocabulary) < sum(one.num_trained for one in step) * vocabulary
 
 
 def test_a_model_with_capped_attention_loads_for_sampling_too(models):

@@ -56,6 +56,9 @@ def test_a_step_reports_what_it_computed(tiny_llama, group):
     assert metrics["lr"] == pytest.approx(1e-3 / 4)
     assert policy.version == 1
     assert 0 < metrics["entropy"] < math.log(400)
+    for name, count in (("trained_tokens_per_s", 11), ("tokens_per_s", 20)):
+        assert metrics[name] == pytest.approx(count / metrics["train_s"])
+    assert 0 < metrics["peak_memory_gib"] < 1024
     assert [policy.step([group], mean_nll).metrics["lr"] for _ in range(4)] == pytest.approx([5e-4, 7.5e-4, 1e-3, 1e-3])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from gym_bridge.api.training import train
 from gym_bridge.errors import ConfigError
@@ -89,4 +90,9 @@ def test_a_run_goes_on_with_the_same_files_and_tokenizer_only(tiny_llama: Path, 
     template.write_text(before)
     (model / "renderer.json").write_text('{"renderer": "chatml"}')
     with pytest.raises(ConfigError, match=r"holds another run \(digests\.tokenizer: "):
+        go_on(3)
+    (model / "renderer.json").unlink()
+    weights = load_file(model / "model.safetensors")
+    save_file({name: 2 * one for name, one in weights.items()}, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"holds another run \(digests\.model: "):
         go_on(3)
