@@ -39,13 +39,14 @@ def token_logprobs(
     """Log-probability [N] of each target and entropy [N] of its distribution in nats, both in float32 at least.
 
     The logits of a chunk are computed again in the backward pass instead of being kept, and when the output embedding does not
-    train, not even that. The entropy carries no gradient.
+    train, not even that, unless the entropy takes part in the loss.
     """
     return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap, torch.is_grad_enabled())
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """d logprob / d logit_v = [v is the target] - p_v, so the backward pass needs no more than the logits and their normaliser."""
+    """d logprob / d logit_v = [v is the target] - p_v and d entropy / d logit_v = -p_v (log p_v + entropy), so the backward pass
+    needs no more than the logits, their normaliser and the entropy."""
 
     @staticmethod
     def forward(
@@ -73,17 +74,20 @@ class _TokenLogprobs(torch.autograd.Function):
             normalisers[part] = normaliser
             if at_once:
                 slopes[part] = _to_linear(probs, logits, targets[part], None, head).to(weight.dtype) @ weight
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, slopes)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies, slopes)
         ctx.scale, ctx.softcap, ctx.at_once = scale, softcap, at_once
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, weight, bias, targets, normalisers, slopes = ctx.saved_tensors
-        pull = upstream[0]  # [N]
-        if ctx.at_once:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *upstream: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normalisers, entropies, slopes = ctx.saved_tensors
+        pull, entropy_pull = upstream  # [N] each; None where the loss has no part of it
+        pull = torch.zeros_like(normalisers) if pull is None else pull
+        if ctx.at_once and entropy_pull is None:
             return (_widened(slopes) * pull[:, None]).to(hidden.dtype), *[None] * 6
         head = OutputHead(weight=weight, bias=bias, scale=ctx.scale, softcap=ctx.softcap)
         grad_hidden = torch.empty_like(hidden)
@@ -91,8 +95,13 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=pull.dtype) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(len(hidden)):
             logits = head.logits(hidden[part])
-            probs = (logits - normalisers[part, None]).exp_()
-            slope = _to_linear(probs, logits, targets[part], pull[part], head)
+            logprobs = logits - normalisers[part, None]
+            if entropy_pull is None:
+                probs, of_entropy = logprobs.exp_(), None
+            else:
+                probs = logprobs.exp()
+                of_entropy = logprobs.add_(entropies[part, None]).mul_(probs).mul_(-entropy_pull[part, None])
+            slope = _to_linear(probs, logits, targets[part], pull[part], head, of_entropy)
             if grad_bias is not None:
                 grad_bias += slope.sum(dim=0)
             slope = slope.to(weight.dtype)
@@ -105,12 +114,17 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad_hidden, narrow, None if grad_bias is None else grad_bias.to(weight.dtype), *[None] * 4
 
 
-def _to_linear(probs: Tensor, logits: Tensor, targets: Tensor, pull: Tensor | None, head: OutputHead) -> Tensor:
-    """[C, V] gradient by the linear layer of each log-prob, or of those weighted by `pull` [C]; overwrites both first ones."""
+def _to_linear(
+    probs: Tensor, logits: Tensor, targets: Tensor, pull: Tensor | None, head: OutputHead, of_entropy: Tensor | None = None
+) -> Tensor:
+    """[C, V] gradient by the linear layer of each log-prob, or of those weighted by `pull` [C], with that of the entropies by the
+    logits, `of_entropy` [C, V]; overwrites both first ones."""
     slope = probs.neg_()
     slope[torch.arange(len(targets), device=targets.device), targets] += 1
     if pull is not None:
         slope *= pull[:, None]
+    if of_entropy is not None:
+        slope += of_entropy
     if head.softcap is not None:
         slope *= logits.div_(head.softcap).square_().neg_().add_(1)
     return slope if head.scale == 1.0 else slope.mul_(head.scale)

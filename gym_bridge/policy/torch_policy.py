@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ class TorchPolicy:
             packed_tokens = len(packed.token_ids)
             with memory_told(part, self.settings, packed_tokens=packed_tokens), torch.set_grad_enabled(learn):
                 values, entropies = self._forward(packed)
-                loss = loss_fn(values, self._columns(part, packed, num_tokens, num_sequences))
+                columns = self._columns(part, packed, num_tokens, num_sequences)
+                loss = loss_fn(values, replace(columns, entropies=entropies))
                 value = loss.value.item()
                 if not math.isfinite(value):
                     when = f"at step {self.version + 1}" if learn else f"in the evaluation after step {self.version}"
@@ -183,7 +185,7 @@ class TorchPolicy:
                 if learn:
                     loss.value.backward()
                     self.utilisation.count(packed.position_ids, num_trained=len(packed.targets))
-            parts = {} if entropies is None else {"entropy": entropies.sum().item() / max(1, num_tokens)}
+            parts = {} if entropies is None else {"entropy": entropies.detach().sum().item() / max(1, num_tokens)}
             for name, one in {"loss": value, "num_packed_tokens": packed_tokens, **loss.metrics, **parts}.items():
                 metrics[name] = metrics.get(name, 0.0) + one
         return metrics

@@ -114,6 +114,7 @@ class TrainedTokens:
     sequence: "Tensor"  # [N] int64, which sequence of the microbatch a token belongs to
     num_tokens: int  # trained tokens of the whole step, over all microbatches
     num_sequences: int  # sequences of the whole step
+    entropies: "Tensor | None" = None  # [N] in nats, with gradient; None with the scalar head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

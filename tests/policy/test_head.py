@@ -76,10 +76,20 @@ def test_a_bfloat16_head_adds_its_chunks_up_in_float32():
     assert (gradient - wanted).norm() / wanted.norm() < 4e-3  # one rounding to 8 bits; sixteen of them give more than 6e-3
 
 
-def test_the_entropy_carries_no_gradient():
-    hidden, weight, _, targets, _ = inputs(3)
-    _, entropies = token_logprobs(hidden, targets, OutputHead(weight=weight))
-    assert not entropies.requires_grad
+@pytest.mark.parametrize("parts", [(0, 1), (1,)])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("shape", HEADS)
+def test_the_entropy_has_the_gradient_of_full_logits(shape, frozen, parts):
+    hidden, weight, bias, targets, pull = inputs(CHUNK + 5)
+    leaves = (hidden,) if frozen else (hidden, weight, bias)
+    head = OutputHead(weight=weight.detach() if frozen else weight, bias=bias.detach() if frozen else bias, **HEADS[shape])
+    pulls = (pull, pull.flip(0))
+    found, expected = (
+        torch.autograd.grad(sum((values[part] * pulls[part]).sum() for part in parts), leaves)
+        for values in (token_logprobs(hidden, targets, head), whole(hidden, head, targets))
+    )
+    for gradient, one in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, one, atol=1e-10, rtol=0)
 
 
 def test_logits_exist_for_one_chunk_at_a_time(monkeypatch):

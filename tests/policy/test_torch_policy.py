@@ -62,6 +62,15 @@ def test_a_step_reports_what_it_computed(tiny_llama, group):
     assert [policy.step([group], mean_nll).metrics["lr"] for _ in range(4)] == pytest.approx([5e-4, 7.5e-4, 1e-3, 1e-3])
 
 
+def test_a_loss_may_be_made_of_the_entropy(tiny_llama, group):
+    def spread_out(logprobs, columns):
+        return Loss(-columns.entropies.sum() / columns.num_tokens)
+
+    policy = open_policy(tiny_llama, lr=1e-2)
+    before, *_, after = [policy.step([group], spread_out).metrics["entropy"] for _ in range(4)]
+    assert after > before
+
+
 def test_a_microbatch_that_trains_nothing_changes_nothing(tiny_llama, group, training_sequence):
     silent = training_sequence("ppp", [4, 5, 6])
     first, second = open_policy(tiny_llama), open_policy(tiny_llama)
