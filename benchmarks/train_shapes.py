@@ -12,9 +12,13 @@ SHAPES: dict[str, dict[str, int]] = {
 SHARED = {"num_hidden_layers": 28, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936}
 
 
+def shape(name: str) -> Qwen3Config:
+    """The configuration of the shape called `name`."""
+    return Qwen3Config(**SHARED, **SHAPES[name], tie_word_embeddings=True, rope_theta=1_000_000.0, max_position_embeddings=40_960)
+
+
 def random_model(name: str, directory: Path) -> Path:
     """A Hugging Face directory of the shape called `name`, written to `directory`."""
-    config = Qwen3Config(**SHARED, **SHAPES[name], tie_word_embeddings=True, rope_theta=1_000_000.0, max_position_embeddings=40_960)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(shape(name), dtype=torch.bfloat16).save_pretrained(directory)
     return directory

@@ -62,6 +62,25 @@ def test_all_sides_of_a_training_begin_with_the_same_loss(kind: str, sides: tupl
     assert all(float(row[head.index("peak MiB")]) > 0 for row in rows)
 
 
+@pytest.mark.parametrize(("name", "params"), [("Qwen3-0.6B", 596_049_920), ("Qwen3-1.7B", 1_720_574_976)])
+def test_the_shapes_of_the_gpu_mode_are_those_of_qwen3(name: str, params: int):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.train_shapes import shape
+
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(shape(name))
+    assert sum(one.numel() for one in module.parameters()) == params
+
+
+def test_flops_of_a_token_count_parameters_head_and_attention(tiny_llama: Path):
+    rows = [{"ids": [3, 4, 5, 6], "num_prompt": 1}, {"ids": [7, 8], "num_prompt": 1}]
+    layer = 32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64 + 2 * 32  # q, k, v, o, the three of the MLP, two norms
+    total = 6 * (2 * layer + 32) * 6 + 6 * 400 * 32 * (3 + 1) + 12 * 2 * 4 * 8 * (4**2 + 2**2)
+    assert train.flops_per_token(str(tiny_llama), rows) == pytest.approx(total / 6)
+
+
 def test_a_long_stall_weighs_as_long_as_it_lasts():
     calm, stall = [0.0] * 98, [EVERY_S * 99]  # 98 calm samples cover 98 intervals, the stall 100
     assert weighted_percentile(calm + stall, 49) == 0.0
