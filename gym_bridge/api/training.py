@@ -28,9 +28,8 @@ from gym_bridge.schemas.settings import (
 if TYPE_CHECKING:
     from gym_bridge.api.targets import Target
     from gym_bridge.policy.samplers.local import LocalSampler
-    from gym_bridge.policy.torch_policy import TorchPolicy
     from gym_bridge.rollouts.collector import RolloutCollector
-    from gym_bridge.schemas.seams import Head, LossFn, ModelEndpoint
+    from gym_bridge.schemas.seams import Head, LossFn, ModelEndpoint, Policy
     from gym_bridge.schemas.tokens import TrainingSequence
     from gym_bridge.tokens.renderers import Renderer
     from gym_bridge.tokens.sample_files import SampleReader, Unit
@@ -64,9 +63,7 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
             return _train_grpo(settings, quiet=quiet)
 
 
-BACKENDS: "Registry[Callable[..., TorchPolicy]]" = Registry(
-    "policy backend", {"torch": "gym_bridge.policy.torch_policy:TorchPolicy"}
-)
+BACKENDS: "Registry[Callable[..., Policy]]" = Registry("policy backend", {"torch": "gym_bridge.policy.torch_policy:TorchPolicy"})
 SAMPLERS: "Registry[Callable[..., LocalSampler]]" = Registry("sampler", {"local": "gym_bridge.policy.samplers.local:local_sampler"})
 
 
@@ -75,7 +72,7 @@ class _Begun:
     """A run directory that is open for these settings, and the policy, from the run's last checkpoint where it has one."""
 
     run: RunDirectory
-    policy: "TorchPolicy"
+    policy: "Policy"
     checkpoint: Path | None
     writer: JsonlMetrics
     total_steps: int | None
@@ -163,6 +160,7 @@ def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
 
 
 def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
+    from gym_bridge.policy.loading import resolve_device, resolve_dtype
     from gym_bridge.policy.reference import with_ref_logprobs
     from gym_bridge.trainers.dpo import WITHOUT_REFERENCE, DPOSource, pair_reader, preference_loss, with_reference
 
@@ -173,7 +171,8 @@ def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
     policy = begun.policy
 
     def refer(sequences: "Sequence[TrainingSequence]") -> "list[TrainingSequence]":
-        reference = f"{digest_weights(model)} {policy.compute_dtype}"
+        dtype = resolve_dtype(settings.policy.compute_dtype, resolve_device(settings.policy.device))
+        reference = f"{digest_weights(model)} {dtype}"
         return with_ref_logprobs(
             sequences, directory=begun.run.path / "ref_logprobs", model=reference, compute=policy.reference_logprobs
         )
@@ -187,12 +186,13 @@ def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
 
 
 def _train_reward_model(settings: RewardModelSettings, *, quiet: bool) -> "TrainResult":
+    from gym_bridge.tokens.tokenizer import padding_id
     from gym_bridge.trainers.reward_model import RewardModelSource, read_at_the_end, reward_model_loss, scored_pair_reader
 
     loss_fn, model = reward_model_loss(settings.algorithm), model_directory(settings.policy.model)
     data = _load_data(settings, scored_pair_reader(settings.data, _renderer(settings.policy, model)), model)
     begun = _begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data), head="scalar")
-    pad_id = begun.policy.module.config.pad_token_id
+    pad_id = padding_id(model)
     source = RewardModelSource(data.train, settings, pad_id=pad_id)
     held_out = {name: read_at_the_end(pairs, pad_id) for name, pairs in data.validation.items()}
     validation = _validation(held_out, loss_fn, settings)

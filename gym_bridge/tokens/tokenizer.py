@@ -82,13 +82,22 @@ def digest_tokenizer(directory: Path) -> str:
 
 def vocabulary_size(directory: Path) -> int | None:
     """How many token ids the model in `directory` knows; None where its config does not say."""
+    return _number_in_config(directory, "vocab_size")
+
+
+def padding_id(directory: Path) -> int | None:
+    """The id that the model in `directory` takes for padding; None where its config does not say."""
+    return _number_in_config(directory, "pad_token_id")
+
+
+def _number_in_config(directory: Path, key: str) -> int | None:
     file = directory / "config.json"
     try:
         config = orjson.loads(file.read_bytes()) if file.exists() else {}
     except orjson.JSONDecodeError as error:
         raise ConfigError(f"{file}: no JSON: {error.msg}") from None
-    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    return size if isinstance(size, int) else None
+    found = config.get(key, (config.get("text_config") or {}).get(key))
+    return found if isinstance(found, int) else None
 
 
 def _text_of(token: object) -> str | None:

@@ -8,17 +8,20 @@ import pytest
 
 from gym_bridge import make_tasks, train
 from gym_bridge.config import load_config
-from gym_bridge.schemas.settings import GRPOSettings, SFTSettings
+from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
 
 PACKAGE = '''
 """Parts of somebody else's."""
 
+import json
 from pathlib import Path
+
+import torch
 
 from gym_bridge.policy.family import HFFamily
 from gym_bridge.policy.samplers.local import LocalSampler
 from gym_bridge.policy.torch_policy import TorchPolicy
-from gym_bridge.schemas.seams import Loss
+from gym_bridge.schemas.seams import Loss, StepResult
 
 CALLED = Path(__file__).with_name("called.txt")
 
@@ -32,6 +35,37 @@ class Policy(TorchPolicy):
     def step(self, microbatches, loss_fn):
         note("backend")
         return super().step(microbatches, loss_fn)
+
+
+class Alone:
+    """A backend that shares no code with any of ours."""
+
+    def __init__(self, directory, settings, *, head, total_steps):
+        self.version = 0
+        note(f"alone {head} {total_steps}")
+
+    def logprobs(self, sequences):
+        return [torch.full((one.num_trained,), -1.0) for one in sequences]
+
+    reference_logprobs = logprobs
+
+    def evaluate(self, microbatches, loss_fn):
+        return {"loss": 1.0, "accuracy": 0.5}
+
+    def step(self, microbatches, loss_fn):
+        self.version += 1
+        return StepResult(metrics={"loss": 1.0, "sequences": float(sum(map(len, microbatches)))})
+
+    def save(self, directory, *, source_state):
+        (directory / "model").mkdir(parents=True)
+        (directory / "trainer").mkdir()
+        (directory / "trainer" / "state.json").write_text(json.dumps({"version": self.version, "source": dict(source_state)}))
+
+    def load(self, directory):
+        self.version = json.loads((directory / "trainer" / "state.json").read_text())["version"]
+
+    def weights(self):
+        return ()
 
 
 class Family(HFFamily):
@@ -84,6 +118,20 @@ def test_a_backend_a_family_and_a_loss_of_another_package_train(called, tiny_lla
     assert theirs["loss"] == pytest.approx(ours["loss"] / 2, rel=1e-6)
     assert "mine" in theirs
     assert "mine" not in ours
+
+
+@pytest.mark.parametrize(("settings", "head"), [(SFTSettings, "lm"), (DPOSettings, "lm"), (RewardModelSettings, "scalar")])
+def test_a_backend_needs_nothing_but_the_methods_of_the_protocol(called, settings, head, tiny_llama: Path, tmp_path: Path):
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    chat, pair = {"messages": messages}, {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes((orjson.dumps(chat if settings is SFTSettings else pair) + b"\n") * 2)
+    shared = [f"data.train={rows}", f"data.validation.held_out={rows}", "data.cache=false", f"policy.model={tiny_llama}"]
+    own = ["policy.backend=outside_parts:Alone", "algorithm.batch_size=1", f"trainer.output={tmp_path / 'run'}"]
+    for max_steps in (1, 2):  # the second goes on from the first's checkpoint
+        result = train(load_config(settings, overrides=[*shared, *own, f"trainer.max_steps={max_steps}"]))
+        assert (result.steps, result.metrics["validation/held_out/loss"]) == (max_steps, 1.0)
+    assert called() == {f"alone {head} 1", f"alone {head} 2"}
 
 
 def test_a_sampler_of_another_package_plays(called, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
