@@ -10,10 +10,11 @@ import torch
 
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.seams import TrainedTokens
-from gym_bridge.schemas.settings import DPOAlgorithm, PolicySettings, RewardModelAlgorithm
+from gym_bridge.schemas.settings import DPOAlgorithm, PolicySettings, RewardModelAlgorithm, SFTAlgorithm
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.trainers.dpo import preference_loss
 from gym_bridge.trainers.reward_model import reward_model_loss
+from gym_bridge.trainers.sft import sft_loss
 from tests.policy.test_torch_policy import gradients_of_step
 
 pytestmark = pytest.mark.slow  # importing trl takes long
@@ -177,8 +178,57 @@ def random_columns():
         num_tokens=20,
         num_sequences=6,
     )
+    logprobs.requires_grad_()
     means = torch.stack([logprobs[sequence == one].mean() for one in range(6)])
     return logprobs, columns, means[0::2], means[1::2]
+
+
+def assert_same(found, expected, leaf):
+    """Equal in value and in the gradient by `leaf`."""
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    (gradient,), (wanted,) = (torch.autograd.grad(one, leaf, retain_graph=True) for one in (found, expected))
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_supervised_loss_and_gradients_equal_those_of_trls_sft_trainer(tiny_llama, tmp_path):
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.pad_token = "<|endoftext|>"
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32),
+        args=SFTConfig(output_dir=str(tmp_path), per_device_train_batch_size=3, report_to=[], bf16=False, use_cpu=True),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    expected = trainer.compute_loss(trainer.model.train(), dict(batch))
+    expected.backward()
+    sequences = [
+        TrainingSequence(token_ids=ids[real].numpy().astype(np.int32), train_mask=(labels[real] != -100).numpy())
+        for ids, labels, real in zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True)
+    ]
+    policy = TorchPolicy(tiny_llama, PolicySettings(compute_dtype="float32"))
+    gradients, result = gradients_of_step(policy, [sequences], sft_loss(SFTAlgorithm()))
+    assert result.metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
+    for name, param in trainer.model.named_parameters():
+        torch.testing.assert_close(gradients[name], param.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_conservative_dpo_equals_trls():
+    from trl.experimental.cpo import CPOTrainer
+
+    logprobs, columns, _, _ = random_columns()
+    sums = torch.stack([logprobs[columns.sequence == one].sum() for one in range(6)])
+    here = SimpleNamespace(alpha=0.0, beta=0.3, label_smoothing=0.1, loss_type="sigmoid", accelerator=SimpleNamespace(device="cpu"))
+    expected = CPOTrainer.cpo_loss(here, sums[0::2], sums[1::2])[0].mean()  # pyright: ignore[reportArgumentType]
+    unreferred = replace(columns, ref_logprobs=torch.zeros(20))
+    found = preference_loss(DPOAlgorithm(beta=0.3, label_smoothing=0.1))(logprobs, unreferred)
+    assert_same(found.value, expected, logprobs)
 
 
 def test_simpo_equals_trls():
@@ -190,7 +240,7 @@ def test_simpo_equals_trls():
     )
     expected = CPOTrainer.cpo_loss(here, chosen, rejected)[0].mean()  # pyright: ignore[reportArgumentType]
     found = preference_loss(DPOAlgorithm(loss="simpo", beta=2.0, margin=0.7))(logprobs, columns)
-    assert found.value.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert_same(found.value, expected, logprobs)
 
 
 def test_orpos_odds_ratio_equals_trls():
@@ -202,12 +252,14 @@ def test_orpos_odds_ratio_equals_trls():
     found = preference_loss(DPOAlgorithm(loss="orpo", beta=0.3))(logprobs, columns)
     assert found.metrics["preference_loss"] == pytest.approx(expected.item(), abs=1e-5)
     assert found.metrics["sft_loss"] == pytest.approx(float(-chosen.mean()), abs=1e-5)
+    assert_same(found.value, expected - chosen.mean(), logprobs)
 
 
 def test_a_reward_models_loss_and_metrics_equal_trls():
     from trl.trainer.reward_trainer import RewardTrainer
 
-    scores, margins = torch.tensor([0.4, -0.2, 1.5, 1.7, -0.6, -0.9]), torch.tensor([0.5, 0.0, 1.0])
+    scores = torch.tensor([0.4, -0.2, 1.5, 1.7, -0.6, -0.9], requires_grad=True)
+    margins = torch.tensor([0.5, 0.0, 1.0])
     here = SimpleNamespace(
         model=SimpleNamespace(training=True),
         args=SimpleNamespace(center_rewards_coefficient=0.05),
@@ -225,6 +277,6 @@ def test_a_reward_models_loss_and_metrics_equal_trls():
     _, columns, _, _ = random_columns()
     columns = replace(columns, sequence=torch.arange(6), margins=margins.repeat_interleave(2))
     found = reward_model_loss(RewardModelAlgorithm(centring=0.05))(scores, columns)
-    assert found.value.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert_same(found.value, expected, scores)
     for name in ("accuracy", "margin"):
         assert found.metrics[name] == pytest.approx(here._metrics["train"][name][0], abs=1e-5)
