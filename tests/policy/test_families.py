@@ -324,12 +324,13 @@ def test_the_window_of_the_model_stays_what_it_was(models):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, "selective"])
 @pytest.mark.parametrize("attention", ["flex", "sdpa"])
 @pytest.mark.parametrize("name", ["smollm", "gemma2", "gemma3", "mistral with a window"])
-def test_a_step_on_a_gpu_equals_one_on_the_cpu(tmp_path, step, name, attention):
+def test_a_step_on_a_gpu_equals_one_on_the_cpu(tmp_path, step, name, attention, checkpointing):
     directory = write_model(tmp_path, FAMILIES[name], hidden_size=64, head_dim=16)
     expected = padded(directory, step)
-    policy = open_policy(directory, device="cuda", attention=attention)
+    policy = open_policy(directory, device="cuda", attention=attention, activation_checkpointing=checkpointing)
     found, result = gradients_of_step(policy, [step], weighted)
     assert result.metrics["loss"] == pytest.approx(expected[1], abs=1e-4)
     for gradient_name, gradient in expected[2].items():
