@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tiny_models import ENDS, SIZES
+
 CORPUS = (
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     "system user assistant tool <tool_call> </tool_call> <think> </think> name arguments function",
@@ -56,18 +58,6 @@ def _write_model(directory: Path, config) -> Path:
                 param.uniform_(0.5, 1.5)
     module.save_pretrained(directory)
     return directory
-
-
-SIZES = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
-ENDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,7 @@ from io import FileIO
 from pathlib import Path
 
 from gym_bridge.errors import ConfigError
-from gym_bridge.io.jsonl import sync_directory
+from gym_bridge.io.jsonl import sync_path
 
 BLOCK = 1 << 16
 LOCKS = Path("/proc/locks")
@@ -42,7 +42,7 @@ class AppendedFile:
                 _lock(file.fileno(), self.path)
             self.size = os.fstat(file.fileno()).st_size
             if is_new:
-                sync_directory(self.path.parent)
+                sync_path(self.path.parent)
         except BaseException:
             file.close()
             raise

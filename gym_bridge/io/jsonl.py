@@ -67,7 +67,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        sync_directory(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -75,9 +75,9 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
             aside.unlink(missing_ok=True)
 
 
-def sync_directory(directory: Path) -> None:
-    """Bring the names in `directory` to the disk: a new file is there after a power failure only when its name is."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk: a new file is there after a power failure only when its name is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from gym_bridge.errors import DataError
-from gym_bridge.io.jsonl import sync_directory
+from gym_bridge.io.jsonl import sync_path
 from gym_bridge.schemas.tokens import TurnTokens
 
 TokenKey = tuple[int, int, int]
@@ -91,7 +91,7 @@ class TokenStore:
             self._next_number += 1
         finally:
             aside.unlink(missing_ok=True)  # on a full disk it would take the room of the next attempt
-        sync_directory(self.directory)
+        sync_path(self.directory)
         self._index.outdate()
 
     def read(self, key: TokenKey) -> tuple[TurnTokens, ...]:

@@ -1,7 +1,6 @@
 """Checkpoints: `model/` is a plain Hugging Face directory, `trainer/` holds optimizer state and adapters. No pickle."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gym_bridge.errors import PolicyError
+from gym_bridge.io.jsonl import sync_path
 
 ADAPTER = Path("trainer") / "adapter"
 TOKENIZER_FILES = (
@@ -52,22 +52,13 @@ def save_checkpoint(
             save_adapter(aside / ADAPTER)
         (aside / "trainer" / "state.json").write_text(json.dumps(dict(state), indent=2))
         for file in [*aside.rglob("*"), aside]:
-            _sync(file)
+            sync_path(file)
         shutil.rmtree(directory, ignore_errors=True)
         aside.rename(directory)
-        _sync(directory.parent)
+        sync_path(directory.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise PolicyError(f"cannot save {directory}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a directory to disk: older checkpoints are removed once this one is whole."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_tokenizer_files(directory: Path) -> dict[str, bytes]:

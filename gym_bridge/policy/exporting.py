@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gym_bridge.errors import ConfigError, PolicyError
+from gym_bridge.io.jsonl import sync_path
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".distcp")
 INDEX = "model.safetensors.index.json"
@@ -45,9 +46,9 @@ def directory_aside(output: Path) -> Iterator[Path]:
         aside.mkdir(parents=True)
         yield aside
         for path in [*aside.rglob("*"), aside]:
-            _sync(path)
+            sync_path(path)
         aside.rename(output)
-        _sync(output.parent)
+        sync_path(output.parent)
     except (OSError, SafetensorError) as error:
         raise PolicyError(f"cannot write {output}: {getattr(error, 'strerror', None) or error}") from error
     finally:
@@ -183,11 +184,3 @@ def _count_not_finite(tensor: Tensor) -> int:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,7 @@
 """A policy over a tiny model, losses for it, and what its steps leave behind."""
 
+import torch
+
 from gym_bridge.algorithms.losses import negative_log_likelihood
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.seams import Loss
@@ -30,6 +32,24 @@ def weights_of(policy):
 def same(first, second):
     """True for equal names and equal bits."""
     return first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
+
+
+def assert_merged_takes_the_same_step(adapted, directory, microbatches):
+    """An adapted policy and the model that it saves: the same log-probs, loss and, by the chain rule, gradients."""
+    adapted.save(directory, source_state={})
+    merged, whole = open_policy(directory / "model"), [one for part in microbatches for one in part]
+    lora, masters = adapted.settings.lora, weights_of(adapted)
+    for one, other in zip(adapted.logprobs(whole), merged.logprobs(whole), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    found, result = gradients_of_step(adapted, microbatches, weighted)
+    expected, other = gradients_of_step(merged, [whole], weighted)
+    assert abs(result.metrics["loss"] - other.metrics["loss"]) <= 1e-5
+    for name, gradient in found.items():
+        owner, side = name.removesuffix(".default.weight").split(".lora_")
+        partner = masters[f"{owner}.lora_{'B' if side == 'A' else 'A'}.default.weight"].T
+        of_merged = expected[f"{owner}.weight"]
+        chained = lora.alpha / lora.rank * (partner @ of_merged if side == "A" else of_merged @ partner)
+        torch.testing.assert_close(gradient, chained, atol=1e-5, rtol=1e-4)
 
 
 def gradients_of_step(policy, microbatches, loss_fn):

@@ -12,7 +12,7 @@ from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.policy.samplers.local import LocalSampler
 from gym_bridge.schemas.seams import Loss
 from gym_bridge.schemas.tokens import SampleKey, SamplingParams, TrainingSequence
-from tests.policy.stage import gradients_of_step, open_policy, same, weighted, weights_of
+from tests.policy.stage import assert_merged_takes_the_same_step, open_policy, same, weighted, weights_of
 
 IDS = torch.tensor([[3, 9, 4, 8, 20, 31]])
 
@@ -47,20 +47,7 @@ def test_at_the_start_nothing_is_changed_and_the_adapters_alone_train(tiny_model
 
 
 def test_merged_it_is_the_same_model_in_loss_and_gradients(tiny_model, group, tmp_path):
-    policy = after(3, adapted(tiny_model), group)
-    policy.save(tmp_path / "step", source_state={})
-    merged = open_policy(tmp_path / "step" / "model")
-    masters, scaling = weights_of(policy), 8.0 / 4
-    torch.testing.assert_close(values(policy, group), values(merged, group), atol=1e-5, rtol=1e-5)
-    found, result = gradients_of_step(policy, [group[:2], group[2:]], weighted)
-    expected, other = gradients_of_step(merged, [group], weighted)
-    assert result.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-5)
-    for name, gradient in found.items():
-        owner, side = name.removesuffix(".default.weight").split(".lora_")
-        whole = expected[f"{owner}.weight"]
-        partner = masters[f"{owner}.lora_{'B' if side == 'A' else 'A'}.default.weight"].T
-        chained = scaling * (partner @ whole if side == "A" else whole @ partner)
-        torch.testing.assert_close(gradient, chained, atol=1e-5, rtol=1e-4)
+    assert_merged_takes_the_same_step(after(3, adapted(tiny_model), group), tmp_path / "step", [group[:2], group[2:]])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -16,20 +16,9 @@ from gym_bridge.policy.family import HFFamily
 from gym_bridge.policy.loading import load_module
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.tokens import TrainingSequence
-from tests.policy.stage import gradients_of_step, open_policy, weighted
+from tests.policy.stage import assert_merged_takes_the_same_step, gradients_of_step, open_policy, weighted
+from tests.tiny_models import ENDS, SIZES
 
-SIZES = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
 GEMMA = {"vocab_size": 5003, "head_dim": 16, "query_pre_attn_scalar": 16, **MIXED}
 FAMILIES = {
@@ -52,7 +41,7 @@ WINDOWED = [name for name, options in FAMILIES.items() if "sliding_window" in op
 def write_model(directory, options, **more):
     """A model with random weights, large enough that attention, window and factors show in the log-probs."""
     torch.set_num_threads(1)
-    options = {**SIZES, **options, **more}
+    options = {**SIZES, **ENDS, **options, **more}
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     torch.manual_seed(3)
     module = AutoModelForCausalLM.from_config(config)
@@ -266,21 +255,7 @@ def test_with_its_adapters_merged_a_model_takes_the_same_step(models, step, name
     adapted = open_policy(models(name), lora={"rank": 2}, lr=1e-2)
     for _ in range(2):
         adapted.step([step], weighted)
-    adapted.save(tmp_path / "step", source_state={})
-    merged = open_policy(tmp_path / "step" / "model")
-    for one, other in zip(adapted.logprobs(step), merged.logprobs(step), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    masters = {key: one.clone() for key, one in adapted.masters.masters.items()}
-    found, result = gradients_of_step(adapted, [step], weighted)
-    expected, other = gradients_of_step(merged, [step], weighted)
-    assert result.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-5)
-    for key, gradient in found.items():
-        owner, side = key.removesuffix(".default.weight").split(".lora_")
-        partner = masters[f"{owner}.lora_{'B' if side == 'A' else 'A'}.default.weight"].T
-        whole = expected[f"{owner}.weight"]
-        scaling = 32.0 / 2
-        chained = scaling * (partner @ whole if side == "A" else whole @ partner)
-        torch.testing.assert_close(gradient, chained, atol=1e-5, rtol=1e-3)
+    assert_merged_takes_the_same_step(adapted, tmp_path / "step", [step])
 
 
 class Sizes(TorchDispatchMode):
