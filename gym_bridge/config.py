@@ -59,8 +59,9 @@ def load_config(
 ) -> Model:
     """`model` filled from YAML `files`, later ones first in rank, then `values`, then `overrides` such as `policy.lr=1e-5`.
 
-    Keys of a program that `foreign` knows are told by what they are called here. Raises ConfigError for an unreadable file, an
-    override without `=`, an unknown key or a value of the wrong type.
+    An override of one of the model's `shorthands`, such as `algorithm=dapo`, sets the key that it is short for. Keys of a program
+    that `foreign` knows are told by what they are called here. Raises ConfigError for an unreadable file, an override without
+    `=`, an unknown key or a value of the wrong type.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -70,6 +71,8 @@ def load_config(
         key, found, _ = override.partition("=")
         if not found or not key:
             raise ConfigError(f"override {override!r} has no '='; write key.subkey=value")
+    shorthands: Mapping[str, str] = getattr(model, "shorthands", {})
+    overrides = [_written_out(one, shorthands) for one in overrides]
     merged = None
     try:
         given = OmegaConf.create(dict(values or {}))
@@ -82,6 +85,11 @@ def load_config(
         reason = _joined(told, foreign) if foreign and told else f"cannot read the settings: {' '.join(str(error).split())}"
         raise ConfigError(reason) from error
     return validate(model, filled, foreign=foreign)
+
+
+def _written_out(override: str, shorthands: Mapping[str, str]) -> str:
+    key, _, value = override.partition("=")
+    return f"{shorthands[key]}={value}" if key in shorthands and value.isidentifier() else override
 
 
 def _load_yaml(file: str | Path) -> Any:
@@ -152,7 +160,7 @@ def _leaves_at(values: Any, path: Sequence[Any]) -> Iterator[str]:
 
 def _describe(model: type[BaseModel], error: Any) -> str:
     path = [str(part) for part in error["loc"]]
-    if not path:  # a rule over several fields names them itself
+    if not path or (error["type"] == "value_error" and isinstance(error["input"], Mapping)):  # a rule over fields names them itself
         return error["msg"].removeprefix("Value error, ")
     if "password" in error["msg"]:  # what was given must not be shown
         return f"{path[-1]}: {error['msg'].removeprefix('Value error, ')}"

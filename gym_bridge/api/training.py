@@ -18,6 +18,7 @@ from gym_bridge.io.run_directory import RunDirectory
 from gym_bridge.schemas.play_settings import LimitSettings, TargetSettings
 from gym_bridge.schemas.settings import (
     DPOSettings,
+    EnvSettings,
     GRPOSettings,
     PolicySettings,
     RewardModelSettings,
@@ -209,19 +210,22 @@ def _train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
 
     model = model_directory(settings.policy.model)
     renderer = _renderer(settings.policy, model)
-    tasks = list(tasks_of(settings.data.train))
-    tasks_digest = digest_file(settings.data.train)
+    env = settings.env
+    assert env is not None, "tasks come with an environment"
+    (file,) = settings.data.files
+    tasks = list(tasks_of(file.path))
+    tasks_digest = digest_file(file.path)
     digests = {"tokenizer": digest_tokenizer(model), "data": tasks_digest}
     begun = _begin(settings, model, digests=digests, total_steps=settings.trainer.max_steps)
     run, policy = begun.run, begun.policy
     with ExitStack() as stack:
         identity = {"tasks_sha256": tasks_digest}
         rollouts = stack.enter_context(RolloutLog(run.path / "rollouts.jsonl", identity=identity))
-        target = stack.enter_context(open_target(TargetSettings(server=settings.env.server), log=run.path / "nemo_gym.log"))
+        target = stack.enter_context(open_target(TargetSettings(server=env.server), log=run.path / "nemo_gym.log"))
         sampler = stack.enter_context(closing(SAMPLERS.load(settings.sampler.kind)(policy, settings.sampler)))
         sampler.push(policy.weights(), policy.version)
         endpoint = SampledEndpoint(sampler, renderer, max_tokens=settings.sampler.max_tokens, model=settings.policy.model)
-        source = GRPOSource(tasks, _collector(settings, endpoint, target), rollouts, settings)
+        source = GRPOSource(tasks, _collector(settings, env, endpoint, target), rollouts, settings)
         if begun.checkpoint:
             source.load_state_dict(source_state(begun.checkpoint))
         stack.enter_context(closing(source))
@@ -238,7 +242,7 @@ def _train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
         )
 
 
-def _collector(settings: GRPOSettings, endpoint: "ModelEndpoint", target: "Target") -> "RolloutCollector":
+def _collector(settings: GRPOSettings, env: EnvSettings, endpoint: "ModelEndpoint", target: "Target") -> "RolloutCollector":
     from gym_bridge.api.targets import environment_of, server_client
     from gym_bridge.rollouts.attempts import Attempts
     from gym_bridge.rollouts.collector import RolloutCollector
@@ -247,7 +251,7 @@ def _collector(settings: GRPOSettings, endpoint: "ModelEndpoint", target: "Targe
     from gym_bridge.rollouts.players import LocalPlayer, Retries
     from gym_bridge.rollouts.turn_loop import TurnLoop
 
-    env, http = settings.env, server_client()
+    http = server_client()
     loop = TurnLoop(endpoint=endpoint, limits=Limits(max_turns=env.max_turns), seed=settings.trainer.seed)
     environment = environment_of(target, loop=loop, http=http, limits=LimitSettings(rollout_timeout_s=env.rollout_timeout_s))
     player = LocalPlayer(

@@ -188,6 +188,8 @@ class TorchPolicy:
             parts = {} if entropies is None else {"entropy": entropies.detach().sum().item() / max(1, num_tokens)}
             for name, one in {"loss": value, "num_packed_tokens": packed_tokens, **loss.metrics, **parts}.items():
                 metrics[name] = metrics.get(name, 0.0) + one
+            metrics |= {name: max(one, metrics.get(name, one)) for name, one in loss.largest.items()}
+            metrics |= {name: min(one, metrics.get(name, one)) for name, one in loss.smallest.items()}
         return metrics
 
     def _without_finite_gradient(
@@ -210,10 +212,16 @@ class TorchPolicy:
         return token_logprobs(hidden[packed.predictors], packed.targets, self.family.output_head(self.module))
 
     def _columns(self, part: Sequence[TrainingSequence], packed: Pack, num_tokens: int, num_sequences: int) -> TrainedTokens:
+        def of(*names: str) -> Tensor:
+            return _trained(part, names).to(self.device)
+
         return TrainedTokens(
-            old_logprobs=_trained(part, [one.rollout_logprobs for one in part]).to(self.device),
-            ref_logprobs=_trained(part, [one.ref_logprobs for one in part]).to(self.device),
-            advantages=torch.tensor([one.advantage for one in part], device=self.device)[packed.sequence],
+            rollout_logprobs=of("rollout_logprobs"),
+            old_logprobs=of("old_logprobs", "rollout_logprobs"),
+            ref_logprobs=of("ref_logprobs"),
+            advantages=of("advantages", "advantage"),
+            returns=of("returns"),
+            old_values=of("old_values"),
             weights=torch.tensor([one.weight for one in part], device=self.device)[packed.sequence],
             margins=torch.tensor([one.margin for one in part], device=self.device)[packed.sequence],
             sequence=packed.sequence,
@@ -222,11 +230,13 @@ class TorchPolicy:
         )
 
 
-def _trained(sequences: Sequence[TrainingSequence], columns: Sequence[np.ndarray | None]) -> Tensor:
-    """Values [N] of a column at the trained tokens, NaN for sequences that have none."""
-    return torch.cat(
-        [
-            torch.full((one.num_trained,), math.nan) if column is None else torch.from_numpy(column[one.train_mask])
-            for one, column in zip(sequences, columns, strict=True)
-        ]
-    )
+def _trained(sequences: Sequence[TrainingSequence], names: Sequence[str]) -> Tensor:
+    """Values [N] at the trained tokens of the first of the named columns that a sequence has, NaN where it has none."""
+    return torch.cat([_column(one, names) for one in sequences])
+
+
+def _column(sequence: TrainingSequence, names: Sequence[str]) -> Tensor:
+    found = next((value for name in names if (value := getattr(sequence, name)) is not None), math.nan)
+    if isinstance(found, np.ndarray):
+        return torch.from_numpy(found[sequence.train_mask])
+    return torch.full((sequence.num_trained,), found)

@@ -89,10 +89,13 @@ class WeightSync(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss to differentiate and numbers to report. Metrics are sums over the microbatch, already divided by the step's totals."""
+    """A loss to differentiate and numbers to report. Metrics are sums over the microbatch, already divided by the step's totals;
+    `largest` and `smallest` are extremes over it."""
 
     value: "Tensor"
     metrics: dict[str, float] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
+    smallest: dict[str, float] = field(default_factory=dict)
 
 
 LossFn = Callable[["Tensor", "TrainedTokens"], Loss]
@@ -106,9 +109,12 @@ Head = Literal["lm", "scalar"]
 class TrainedTokens:
     """Columns beside the log-probs of a microbatch. N = its trained tokens, sequence after sequence."""
 
-    old_logprobs: "Tensor"  # [N] as the sampler reported; NaN where the sequence was not sampled
+    rollout_logprobs: "Tensor"  # [N] as the sampler reported; NaN where the sequence was not sampled
+    old_logprobs: "Tensor"  # [N] before this update; the sampler's where nothing else was computed
     ref_logprobs: "Tensor"  # [N] of the frozen reference; NaN where there is none
-    advantages: "Tensor"  # [N] each token has its sequence's
+    advantages: "Tensor"  # [N]
+    returns: "Tensor"  # [N] targets of a value model; NaN where there is none
+    old_values: "Tensor"  # [N] of the value model before this update; NaN where there is none
     weights: "Tensor"  # [N] each token has its sequence's
     margins: "Tensor"  # [N] each token has its sequence's
     sequence: "Tensor"  # [N] int64, which sequence of the microbatch a token belongs to
@@ -173,6 +179,8 @@ class TrainStep:
 
     microbatches: list[list[TrainingSequence]]
     metrics: dict[str, float] = field(default_factory=dict)
+    push: bool = True
+    """Whether the sampler needs the weights that the step gives; not between the updates on one batch of rollouts."""
 
 
 class StepSource(Protocol):

@@ -1,7 +1,7 @@
 """The settings of training: shared sections, defaults that somebody ran. Imports no torch."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -9,10 +9,24 @@ from gym_bridge.config import StrictModel
 from gym_bridge.errors import nearest
 from gym_bridge.schemas.data_settings import DataFile, OfflineData, PreferenceData, RewardModelData, SFTData
 from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
+from gym_bridge.schemas.rl_settings import (
+    CriticSettings,
+    CurriculumSettings,
+    EnvSettings,
+    GRPOAlgorithm,
+    GRPOData,
+    OverlapSettings,
+    RewardScale,
+    SamplerSettings,
+    TaskFile,
+)
 
 __all__ = [
     "ONLY_WITH",
     "PREFERENCE_LOSSES",
+    "AlarmSettings",
+    "CriticSettings",
+    "CurriculumSettings",
     "DPOAlgorithm",
     "DPOSettings",
     "DataFile",
@@ -20,17 +34,21 @@ __all__ = [
     "GRPOAlgorithm",
     "GRPOData",
     "GRPOSettings",
+    "GRPOTrainerSettings",
     "LoRASettings",
     "OfflineData",
+    "OverlapSettings",
     "PolicySettings",
     "PreferenceData",
     "RewardModelAlgorithm",
     "RewardModelData",
     "RewardModelSettings",
+    "RewardScale",
     "SFTAlgorithm",
     "SFTData",
     "SFTSettings",
     "SamplerSettings",
+    "TaskFile",
     "TrainSettings",
     "TrainerSettings",
 ]
@@ -175,63 +193,52 @@ class RewardModelSettings(StrictModel):
     trainer: TrainerSettings = TrainerSettings()
 
 
-class EnvSettings(StrictModel):
-    """Where rollouts are played and verified."""
+class AlarmSettings(StrictModel):
+    """When training looks ill. An alarm is a metric, alarm/NAME, and a warning; it stops nothing."""
 
-    server: str
-    """URL of a resource server, or the name of one of ours, which is then started for the run."""
-    max_turns: PositiveInt = 8
-    """Model calls of a rollout at most; it is verified as it stands, and marked truncated."""
-    concurrency: PositiveInt = 64
-    """Rollouts in flight."""
-    rollout_timeout_s: PositiveFloat = 600.0
-    """Seconds after which a rollout fails."""
-    max_attempts: PositiveInt = 3
-    """Tries of a rollout that fails, each in a fresh session."""
-
-
-class GRPOData(StrictModel):
-    """Tasks for online training."""
-
-    train: Path
-    """JSONL of NeMo Gym task rows."""
+    min_entropy: float | None = Field(default=0.05, ge=0)
+    """Nats a token below which the policy's entropy has collapsed; null: not watched."""
+    max_kl: PositiveFloat | None = 10.0
+    """KL to the reference, in nats a token, above which the policy has drifted; null: not watched. Needs algorithm.beta > 0."""
+    max_gap: PositiveFloat | None = 1.05
+    """Mean exp |log-prob of the sampler - log-prob of the trainer| above which the two disagree; null: not watched."""
+    min_length_ratio: float | None = Field(default=0.3, ge=0, lt=1)
+    """Mean length of completions, as a share of the first steps', below which it has collapsed; null: not watched."""
+    heldout_patience: PositiveInt | None = 3
+    """Validations in a row in which the training reward rose while the held-out one fell; null: not watched."""
 
 
-class SamplerSettings(StrictModel):
-    """How the policy answers."""
+class GRPOTrainerSettings(TrainerSettings):
+    """The training loop of reinforcement learning."""
 
-    kind: str = "local"
-    """local: in this process; or a dotted path to a sampler of your own: package.module:Name, called with (policy, settings)."""
-    max_tokens: PositiveInt = 64
-    """Tokens of one completion at most; a task's own max_output_tokens counts when it is lower."""
-    max_batch: PositiveInt = 64
-    """Completions sampled side by side."""
-
-
-class GRPOAlgorithm(StrictModel):
-    """Group relative policy optimisation."""
-
-    tasks_per_step: PositiveInt = 8
-    """Groups of one step."""
-    group_size: int = Field(default=8, ge=2)
-    """Rollouts of each task."""
-    clip_low: PositiveFloat = 0.2
-    """The importance ratio is clipped at 1 - clip_low."""
-    clip_high: PositiveFloat = 0.2
-    """The importance ratio is clipped at 1 + clip_high."""
-    scale: Literal["std", "none"] = "std"
-    """std divides a group's centred rewards by their standard deviation (GRPO); none leaves them (Dr. GRPO)."""
+    record: bool = False
+    """Keep every batch's rollouts, token ids, advantages and log-probs in steps/, so that data.replay can take the steps again."""
+    alarms: AlarmSettings = AlarmSettings()
 
 
 class GRPOSettings(StrictModel):
     """`gym-bridge train grpo`."""
 
+    shorthands: ClassVar = {"algorithm": "algorithm.preset"}
+
     policy: PolicySettings = PolicySettings()
     data: GRPOData
-    env: EnvSettings
+    env: EnvSettings | None = None
+    """Not where data.rollouts, data.groups or data.replay stand in for playing."""
     sampler: SamplerSettings = SamplerSettings()
     algorithm: GRPOAlgorithm = GRPOAlgorithm()
-    trainer: TrainerSettings = TrainerSettings(max_steps=10)
+    overlap: OverlapSettings = OverlapSettings()
+    trainer: GRPOTrainerSettings = GRPOTrainerSettings(max_steps=10)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GRPOSettings":
+        """Raises ValueError for sections that contradict each other."""
+        if self.data.train is not None and self.env is None:
+            raise ValueError("data.train needs somewhere to play: set env.server, env.agent_url, env.head_url or env.gym_configs")
+        num_rollouts = self.algorithm.tasks_per_step * self.algorithm.group_size
+        if self.sampler.lockstep and self.env is not None and self.env.concurrency < num_rollouts:
+            raise ValueError(f"sampler.lockstep needs env.concurrency >= {num_rollouts}, a whole batch, got {self.env.concurrency}")
+        return self
 
 
 TrainSettings = SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings

@@ -97,7 +97,11 @@ class TrainingSequence:
     token_ids: np.ndarray  # [T] int32
     train_mask: np.ndarray  # [T] bool
     rollout_logprobs: np.ndarray | None = None  # [T] float32, NaN outside train_mask; None: not sampled
+    old_logprobs: np.ndarray | None = None  # [T] float32, before this update; None: rollout_logprobs stand for them
     ref_logprobs: np.ndarray | None = None  # [T] float32, NaN outside train_mask; None: no reference
+    advantages: np.ndarray | None = None  # [T] float32, of each trained token; None: `advantage` for all of them
+    returns: np.ndarray | None = None  # [T] float32, what a value model is to say of each trained token; None: no such model
+    old_values: np.ndarray | None = None  # [T] float32, what it said before this update
     advantage: float = 1.0
     weight: float = 1.0
     """How much the sequence counts among the others of its step."""

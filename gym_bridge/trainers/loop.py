@@ -82,7 +82,7 @@ def train(
                 with interrupts_deferred(), non_finite_batch_saved(run.path, step=policy.version + 1):
                     result = policy.step(step.microbatches, loss_fn)
                     source.stepped(policy.version)
-                    if sync is not None:
+                    if sync is not None and step.push:
                         sync.push(policy.weights(), policy.version)
                     metrics = {**step.metrics, **result.metrics, "source_s": waited, "step_s": time.perf_counter() - started}
                     writer.write(policy.version, metrics)

@@ -83,7 +83,11 @@ def test_later_configs_win(gym_bridge, tmp_path: Path):
         (["sft", "--config", "sft/tiny", "data.train"], "override 'data.train' has no '='"),
         (["sft", "data.train=x", "policy.master_dtype=bfloat16"], "policy.master_dtype=bfloat16 rounds away updates below 0.4 %"),
         (["sft", "--config", "no.yaml", "data.train=x"], "no.yaml: No such file or directory"),
-        (["grpo", "--config", "rlvr/tiny", "data.train=x", "algorithm.group_size=1"], "algorithm.group_size=1: Input should be"),
+        (["grpo", "--config", "rlvr/tiny", "data.train=x", "algorithm.group_size=1"], "algorithm.group_size=1: a rollout without"),
+        (
+            ["grpo", "--config", "rlvr/tiny", "data.train=x", "algorithm=gpo"],
+            "algorithm.preset='gpo': no preset of this name; did you mean 'gspo' or",
+        ),
         (
             ["dpo", "data.train=x", "algorithm.loss=ipo", "algorithm.label_smoothing=0.1"],
             "algorithm.label_smoothing has no effect on algorithm.loss=ipo; it is for sigmoid, robust",

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from gym_bridge.policy.torch_policy import TorchPolicy
-from gym_bridge.schemas.seams import TrainedTokens
 from gym_bridge.schemas.settings import DPOAlgorithm, PolicySettings, RewardModelAlgorithm, SFTAlgorithm
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.trainers.dpo import preference_loss
 from gym_bridge.trainers.reward_model import reward_model_loss
 from gym_bridge.trainers.sft import sft_loss
 from tests.policy.test_torch_policy import gradients_of_step
+from tests.trainers.columns_stage import trained_tokens
 
 pytestmark = pytest.mark.slow  # importing trl takes long
 
@@ -167,17 +167,7 @@ def random_columns():
     lengths = torch.tensor([3, 5, 2, 2, 7, 1])
     generator = torch.Generator().manual_seed(1)
     logprobs, sequence = -2 * torch.rand(20, generator=generator) - 0.05, torch.repeat_interleave(torch.arange(6), lengths)
-    nothing = torch.full((20,), float("nan"))
-    columns = TrainedTokens(
-        old_logprobs=nothing,
-        ref_logprobs=nothing,
-        advantages=nothing,
-        weights=nothing,
-        margins=nothing,
-        sequence=sequence,
-        num_tokens=20,
-        num_sequences=6,
-    )
+    columns = trained_tokens(20, sequence=sequence, num_sequences=6)
     logprobs.requires_grad_()
     means = torch.stack([logprobs[sequence == one].mean() for one in range(6)])
     return logprobs, columns, means[0::2], means[1::2]

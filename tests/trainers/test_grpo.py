@@ -9,10 +9,10 @@ from gym_bridge.errors import PolicyError
 from gym_bridge.io.rollout_log import RolloutLog
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.rollouts import Failure, FailureType, Group, Rollout, RolloutKey
-from gym_bridge.schemas.seams import TrainedTokens
 from gym_bridge.schemas.settings import GRPOAlgorithm, GRPOSettings
 from gym_bridge.schemas.tokens import TurnTokens
 from gym_bridge.trainers.grpo import MAX_EMPTY_STEPS, GRPOSource, group_metrics, grpo_loss
+from tests.trainers.columns_stage import trained_tokens
 
 
 def rollout(key, reward, *, length=1, truncated=False, num_turns=1, failure=None):
@@ -254,16 +254,7 @@ def test_a_step_in_which_all_failed_has_numbers_too():
 
 
 def columns(old, advantages):
-    return TrainedTokens(
-        old_logprobs=torch.tensor(old),
-        ref_logprobs=torch.full((len(old),), float("nan")),
-        advantages=torch.tensor(advantages),
-        weights=torch.ones(len(old)),
-        margins=torch.zeros(len(old)),
-        sequence=torch.zeros(len(old), dtype=torch.int64),
-        num_tokens=4,
-        num_sequences=1,
-    )
+    return trained_tokens(len(old), old_logprobs=old, rollout_logprobs=old, advantages=advantages, num_tokens=4)
 
 
 def test_the_loss_reports_ratio_gap_and_clipping():
