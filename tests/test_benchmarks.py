@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from benchmarks import collect, resource_servers, train
+from benchmarks import collect, grpo, resource_servers, train
 from benchmarks.event_loop_lag import EVERY_S, weighted_percentile
 from benchmarks.processes import null_server
 
@@ -60,6 +60,57 @@ def test_all_sides_of_a_training_begin_with_the_same_loss(kind: str, sides: tupl
     first = [float(row[head.index("loss, first step")]) for row in rows]
     assert first[:2] == pytest.approx([first[0]] * 2, abs=1e-3)  # TRL packs other rows into its first step
     assert all(float(row[head.index("peak MiB")]) > 0 for row in rows)
+
+
+def cells(printed: str) -> list[dict[str, str]]:
+    """The rows of a table, by the names of its columns."""
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| ")]
+    return [dict(zip(head, one, strict=True)) for one in rows]
+
+
+def test_both_sides_of_online_training_take_their_steps(tiny_llama: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("trl")
+    grpo.main(["step", "--model", str(tiny_llama), "--turns", "1", "--steps", "1", "--sides", "ours", "trl"])
+    ours, trl = cells(capsys.readouterr().out)
+    assert (ours["side"], trl["side"]) == ("ours", "trl")
+    for side in (ours, trl):
+        assert 0 < float(side["tokens a completion"]) <= 25
+        assert 0 < float(side["reward"]) < 1
+        assert float(side["peak MiB"]) > 0
+
+
+def test_sharing_a_prompt_leaves_the_gradients_what_they_are(tiny_llama: Path, capsys: pytest.CaptureFixture[str]):
+    sizes = ["--turns", "1", "--steps", "1", "--prefix-prompt", "200", "--prefix-completion", "8"]
+    grpo.main(["prefix", "--model", str(tiny_llama), *sizes])
+    (found,) = cells(capsys.readouterr().out)
+    assert (found["prompt"], found["completions"]) == ("200", "8 x 8")
+    assert float(found["gradients differ by"]) < 1e-3
+
+
+def test_gradients_that_differ_end_the_benchmark(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(grpo.EQUAL, "float32", -1.0)
+    with pytest.raises(SystemExit, match="the gradients differ by"):
+        grpo.main(["prefix", "--model", str(tiny_llama), "--turns", "1", "--steps", "1", "--prefix-prompt", "20"])
+
+
+def test_a_sampler_that_waits_plays_synchronous_and_asynchronous_steps(tiny_llama: Path, capsys: pytest.CaptureFixture[str]):
+    grpo.main(["pipeline", "--model", str(tiny_llama), "--turns", "1", "--steps", "2"])
+    (found,) = cells(capsys.readouterr().out)
+    assert all(float(one) > 0 for one in found.values())
+
+
+def test_the_model_of_the_gpu_mode_can_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from benchmarks import train_shapes
+    from benchmarks.grpo_models import chat_model
+    from gym_bridge.tokens.renderers import load_renderer
+
+    monkeypatch.setitem(train_shapes.SHAPES, "tiny", {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 8})
+    monkeypatch.setitem(train_shapes.SHARED, "num_hidden_layers", 1)
+    renderer = load_renderer(chat_model("tiny", tmp_path / "tiny"))
+    ids = renderer.render_ids([{"role": "user", "content": "Wie geht es Ihnen?"}], add_generation_prompt=True)
+    assert "Wie geht es Ihnen?" in renderer.tokenizer.decode(ids)
+    assert renderer.tokenizer.decode([151_935, 151_934]) == "word151676word151675"
+    assert renderer.get_stop_token_ids() == [2]
 
 
 @pytest.mark.parametrize(("name", "params"), [("Qwen3-0.6B", 596_049_920), ("Qwen3-1.7B", 1_720_574_976)])

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from gym_bridge.cli.main import cli
-from gym_bridge.cli.train import find_config
+from gym_bridge.cli.train import find_config, options_as_overrides
 from gym_bridge.cli.transform import settings_of
 from gym_bridge.config import load_config, validate
 from gym_bridge.errors import GymBridgeError
@@ -75,14 +75,14 @@ def _check_values(verb: str, params: dict, *, trains: bool) -> None:
         shipped = [find_config(one) for one in params["configs"]]
         files = [path for path in shipped if path.exists()]
         needed = ["data.train=x", *(["env.server=arithmetic"] if verb == "grpo" else [])]
-        load_config(TRAINERS[verb], files=files, overrides=[*needed, *params["overrides"]])
+        load_config(TRAINERS[verb], files=files, overrides=[*needed, *options_as_overrides(params), *params["overrides"]])
     if verb == "transform" and not params["columns"]:
         settings = settings_of({name: value for name, value in params.items() if name in TransformSettings.model_fields})
         make_plan(params["rollouts"], settings)
     if verb == "tasks":
         server = load_server(_existing(params["server"]))
         validate(server.Knobs, dict(one.split("=", 1) for one in params["knobs"]))
-    server = params.get("server") or (params["name"] if verb == "serve" else None)
+    server = params.get("server") or (params.get("name") if verb == "serve" else None)
     if server is not None and "://" not in server:
         load_server(_existing(server))
 

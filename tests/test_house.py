@@ -7,7 +7,11 @@ import pytest
 
 from tests.house import FLOORS, LEVEL, PACKAGE, ROOT, Import, Module, modules, room_of
 
-TORCH_ROOMS = ("policy/", "trainers/", "algorithms/losses.py", "algorithms/preference_losses.py")
+TORCH_ROOMS = (
+    "policy/",
+    "trainers/",
+    *(f"algorithms/{name}.py" for name in ("kl", "losses", "policy_losses", "preference_losses")),
+)
 HEAVY = ("torch", "transformers", "vllm", "ray")
 DOORS = {
     "rollouts/attempts.py": 1,  # one rollout

@@ -35,23 +35,3 @@ def sequence_negative_log_likelihood(
     """
     lengths = torch.bincount(sequence)[sequence]
     return -(weights * logprobs / lengths).sum() / num_sequences
-
-
-def clipped_surrogate(
-    logprobs: Tensor,  # [N] current policy, requires grad
-    old_logprobs: Tensor,  # [N] before this update
-    advantages: Tensor,  # [N]
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    num_tokens: int,  # trained tokens of the whole step
-) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), averaged over the step's trained tokens (DAPO's
-    token mean, Yu et al. 2025, arXiv 2503.14476, eq. 8), and the mask [N] of tokens whose gradient the clip stopped.
-
-    L = -1/num_tokens  sum_n min(r_n A_n, clip(r_n, 1 - clip_low, 1 + clip_high) A_n),   r = exp(logprobs - old_logprobs)
-    """
-    ratio = torch.exp(logprobs - old_logprobs)
-    free = ratio * advantages
-    bounded = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return -torch.minimum(free, bounded).sum() / num_tokens, bounded < free

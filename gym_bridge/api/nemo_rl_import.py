@@ -10,16 +10,21 @@ from typing import Any
 import orjson
 
 from gym_bridge.api.nemo_rl import load_base
-from gym_bridge.api.nemo_rl_values import REQUIRED, NoCounterpartError, Source, convert
+from gym_bridge.api.nemo_rl_online_values import implied, online_requirements
+from gym_bridge.api.nemo_rl_source import REQUIRED, NoCounterpartError, NoEffectError, Source
+from gym_bridge.api.nemo_rl_values import convert
 from gym_bridge.config import validate
 from gym_bridge.errors import ConfigError
 from gym_bridge.io.jsonl import written_aside
-from gym_bridge.schemas.nemo_rl_key import VERBS, Verb
+from gym_bridge.schemas.nemo_rl_key import ALGORITHMS, Verb
 from gym_bridge.schemas.nemo_rl_keys import find_key
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
 
 SETTINGS = {"sft": SFTSettings, "dpo": DPOSettings, "rm": RewardModelSettings, "grpo": GRPOSettings}
-OPAQUE = ("policy.scheduler", "policy.tokenizer.chat_template_kwargs", "data.val_data_paths")
+OPAQUE = (
+    *("policy.scheduler", "value.scheduler", "policy.tokenizer.chat_template_kwargs", "value.tokenizer.chat_template_kwargs"),
+    *("data.val_data_paths", "on_policy_distillation.teacher_model_by_agent_name"),
+)
 """Sections that are one value: their parts mean nothing alone."""
 RESOLVERS = {
     "add": lambda a, b: a + b,
@@ -29,6 +34,7 @@ RESOLVERS = {
     "max": lambda a, b: max(a, b),
 }
 """The functions of NeMo RL's configs: `${mul:2, ${policy.train_micro_batch_size}}`."""
+SECTIONS = ("policy", "data", "env", "sampler", "algorithm", "overlap", "trainer")
 SERVER_NOTE = "a resource server: its URL, or the name of one of ours"
 
 
@@ -45,6 +51,8 @@ class Imported:
     """(their key, its value, why): the training differs in this."""
     meaningless: tuple[tuple[str, Any, str], ...]
     """The same for keys without a counterpart whose value changes nothing here."""
+    implied: tuple[tuple[str, Any, str], ...] = ()
+    """(our key, its value, why): what NeMo RL does without a key of its own, or by a default that is not ours."""
     required: dict[str, str] = field(default_factory=dict)
     """Our keys that the user has to set, and what to."""
 
@@ -52,6 +60,7 @@ class Imported:
         """What to tell: what is to be set, what is lost, what means otherwise, what changes nothing."""
         lines = [f"to be set: {key}, {what}" for key, what in self.required.items()]
         lines += [f"not mapped: {key}={_shown(value)}: {why}" for key, value, why in self.lost]
+        lines += [f"set: {key}={_shown(value)}: {why}" for key, value, why in self.implied]
         lines += [f"mapped: {theirs} -> {ours}: {note}" for theirs, ours, note in self.mapped if note]
         by_reason: dict[str, list[str]] = {}
         for key, value, why in self.meaningless:
@@ -70,7 +79,8 @@ def import_nemo_rl_config(file: Path, *, output: Path | None = None) -> Imported
     if output is not None and Path(output).exists():
         raise ConfigError(f"{output} exists; nothing is overwritten: choose another --output")
     config = read_nemo_rl_config(file)
-    imported = translate(config, _verb_of(config, file), file=file)
+    verb, section = _algorithm_of(config, file)
+    imported = translate(config, verb, section=section, file=file)
     if output is not None:
         with written_aside(Path(output)) as opened:
             opened.write(as_yaml(imported, file).encode())
@@ -95,9 +105,12 @@ def read_nemo_rl_config(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot put in the values of ${{...}}: {' '.join(str(error).split())}") from error
 
 
-def translate(config: Mapping[str, Any], verb: Verb, *, file: Path) -> Imported:
-    """Our settings for a resolved config of NeMo RL, which are checked as `train` checks them. Raises ConfigError."""
-    source = Source(config, verb)
+def translate(config: Mapping[str, Any], verb: Verb, *, section: str, file: Path) -> Imported:
+    """Our settings for a resolved config of NeMo RL, which are checked as `train` checks them; `section` is that of its algorithm.
+
+    Raises ConfigError.
+    """
+    source = Source(config, verb, section)
     settings: dict[str, Any] = {}
     mapped: list[tuple[str, str, str]] = []
     lost: list[tuple[str, Any, str]] = []
@@ -110,15 +123,20 @@ def translate(config: Mapping[str, Any], verb: Verb, *, file: Path) -> Imported:
             meaningless.append((theirs, value, "its section is off"))
         else:
             try:
-                found = convert(key, value, source)
+                found = convert(key, theirs, value, source)
             except NoCounterpartError as reason:
                 lost.append((theirs, value, str(reason)))
+                continue
+            except NoEffectError as reason:
+                meaningless.append((theirs, value, str(reason)))
                 continue
             settings |= found
             if found:
                 mapped.append((theirs, ", ".join(found), key.note))
             else:
                 meaningless.append((theirs, value, key.note or "as it is here"))
+    silent = implied(settings, source)
+    settings |= {key: value for key, (value, _) in silent.items()}
     required = _required(settings, source)
     imported = Imported(
         verb=verb,
@@ -126,6 +144,7 @@ def translate(config: Mapping[str, Any], verb: Verb, *, file: Path) -> Imported:
         mapped=tuple(mapped),
         lost=tuple(lost),
         meaningless=tuple(meaningless),
+        implied=tuple((key, value, why) for key, (value, why) in silent.items()),
         required=required,
     )
     _check(imported, file)
@@ -146,13 +165,15 @@ def as_yaml(imported: Imported, file: Path) -> str:
     return "".join(f"# {line}\n" for line in lines) + body
 
 
-def _verb_of(config: Mapping[str, Any], file: Path) -> Verb:
-    found: list[Verb] = [verb for verb in VERBS if isinstance(config.get(verb), Mapping)]
+def _algorithm_of(config: Mapping[str, Any], file: Path) -> tuple[Verb, str]:
+    """Our verb, and their section, of the algorithm. Raises ConfigError."""
+    found: list[tuple[Verb, str]] = [
+        (verb, section) for section, verb in ALGORITHMS.items() if isinstance(config.get(section), Mapping)
+    ]
     if len(found) == 1:
         return found[0]
-    others = [name for name in ("ppo", "distillation", "eval") if name in config]
-    what = f"it has the section {others[0]}" if others and not found else f"it has {', '.join(found) or 'none of them'}"
-    raise ConfigError(f"{file}: expected a config of NeMo RL with one section grpo, sft, dpo or rm; {what}")
+    what = ", ".join(section for _, section in found) or ("the section eval" if "eval" in config else "none of them")
+    raise ConfigError(f"{file}: expected a config of NeMo RL with one section of {', '.join(ALGORITHMS)}; it has {what}")
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -173,21 +194,23 @@ def _required(settings: dict[str, Any], source: Source) -> dict[str, str]:
         rows = "task rows of NeMo Gym" if source.verb == "grpo" else "rows"
         required["data.train"] = f"a JSONL file of {rows}" + (f"; there it is {named}" if named else "")
         settings["data.train"] = REQUIRED
-    if source.verb == "grpo":
+    required |= online_requirements(settings)
+    settings |= dict.fromkeys(required, REQUIRED)
+    if source.verb == "grpo" and "env.gym_configs" not in settings:
         environments = [name for name, value in (source.get("env") or {}).items() if isinstance(value, Mapping)]
         required["env.server"] = SERVER_NOTE + (f"; there it is {', '.join(environments)}" if environments else "")
         settings["env.server"] = REQUIRED
-    wanted = any(source.get(f"data.{key}") for key in ("validation", "val_data_path", "val_data_paths"))
-    if source.verb != "grpo" and wanted and not any(key.startswith("data.validation.") for key in settings):
+    if source.validates and not any(key.startswith("data.validation.") for key in settings):
         named = source.get("data.validation.dataset_name")
-        required["data.validation.default"] = "a JSONL file of held-out rows" + (f"; there it is {named}" if named else "")
+        rows = "tasks" if source.verb == "grpo" else "rows"
+        required["data.validation.default"] = f"a JSONL file of held-out {rows}" + (f"; there it is {named}" if named else "")
         settings["data.validation.default"] = REQUIRED
     return required
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """`{"policy.lr": 1}` as `{"policy": {"lr": 1}}`, sections in the order in which ours are read."""
-    nested: dict[str, Any] = {section: {} for section in ("policy", "data", "env", "sampler", "algorithm", "trainer")}
+    nested: dict[str, Any] = {section: {} for section in SECTIONS}
     for dotted, value in flat.items():
         *sections, name = dotted.split(".")
         here = nested

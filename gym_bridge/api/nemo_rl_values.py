@@ -1,15 +1,14 @@
 """Values of NeMo RL's settings as values of ours, where units, names or shapes differ."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gym_bridge.api.nemo_rl_online_values import ONLINE_CONVERSIONS
+from gym_bridge.api.nemo_rl_source import REQUIRED, NoCounterpartError, NoEffectError, Source
 from gym_bridge.schemas.nemo_rl_key import NemoRLKey, Verb
-from gym_bridge.transforms.nemo_rl_config import get
+from gym_bridge.schemas.nemo_rl_keys import find_key
 
-REQUIRED = "???"
-"""A value that OmegaConf asks the user for."""
 ROW_FILES: dict[Verb, tuple[str, ...]] = {
     "sft": ("ResponseDataset", "openai_format"),
     "dpo": ("PreferenceDataset", "BinaryPreferenceDataset"),
@@ -17,45 +16,24 @@ ROW_FILES: dict[Verb, tuple[str, ...]] = {
     "grpo": ("NemoGymDataset",),
 }
 """NeMo RL's names of the datasets that are files of rows which our verb trains on."""
+VALUE_MODEL = "value.*"
+VALIDATES = "validation comes before the first step, every trainer.validate_every steps and after the last"
 TORCH_BETAS, TORCH_WEIGHT_DECAY = [0.9, 0.999], 0.01  # of torch.optim.AdamW where the config does not say
 
 
-class NoCounterpartError(Exception):
-    """This value has no counterpart; the message says why."""
+def convert(key: NemoRLKey, dotted: str, value: Any, source: Source) -> dict[str, Any]:
+    """Our dotted keys and values for the value of their key `dotted`; empty when it means nothing here.
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A config of NeMo RL, resolved, and the verb that it is for."""
-
-    config: Mapping[str, Any]
-    verb: Verb
-
-    def get(self, dotted: str, default: Any = None) -> Any:
-        """The value at a dotted key."""
-        return get(self.config, dotted, default)
-
-    def is_off(self, dotted: str) -> bool:
-        """True when a section that holds the key says `enabled: false`, or is for the backend that is not used."""
-        parts = dotted.split(".")
-        sections = [".".join(parts[:count]) for count in range(1, len(parts))]
-        if self.get("policy.megatron_cfg.enabled") and dotted.startswith(("policy.optimizer.", "policy.scheduler")):
-            return True
-        return any(self.get(f"{one}.enabled") is False for one in sections if dotted != f"{one}.enabled")
-
-    def switches_off(self, key: NemoRLKey, dotted: str) -> bool:
-        """True for the `enabled: false` of a section that has no counterpart."""
-        return key.theirs.endswith(".*") and dotted.endswith(".enabled") and self.get(dotted) is False
-
-
-def convert(key: NemoRLKey, value: Any, source: Source) -> dict[str, Any]:
-    """Our dotted keys and values for a value of theirs; empty when it means nothing here. Raises NoCounterpartError."""
+    Raises NoCounterpartError for a value without a counterpart, NoEffectError for one that changes nothing.
+    """
     conversion = CONVERSIONS.get((key.theirs, source.verb)) or CONVERSIONS.get(key.theirs)
     if conversion is not None and value != REQUIRED:
         try:
             return conversion(value, source)
         except (TypeError, ValueError, KeyError, AttributeError):
             raise NoCounterpartError("a value of an unexpected kind") from None
+    if key.theirs == VALUE_MODEL:
+        return _as_policy(dotted, value, source)
     if not key.ours:
         if key.loses_nothing(value):
             return {}
@@ -63,9 +41,18 @@ def convert(key: NemoRLKey, value: Any, source: Source) -> dict[str, Any]:
     return {key.ours: value}
 
 
+def _as_policy(dotted: str, value: Any, source: Source) -> dict[str, Any]:
+    """Nothing for a setting of the value model that the policy has too, or that has no effect on either."""
+    policy_key = f"policy{dotted.removeprefix('value')}"
+    key = find_key(policy_key, source.verb)
+    if value != source.get(policy_key) and not (key is not None and not key.ours and key.loses_nothing(value)):
+        raise NoCounterpartError(f"the value model takes all but algorithm.critic.lr from policy, and {policy_key} is another")
+    raise NoEffectError("as policy has it")
+
+
 def _positive_or_null(ours: str) -> Callable[[Any, Source], dict[str, Any]]:
     def conversion(value: Any, source: Source) -> dict[str, Any]:
-        return {ours: value if value is not None and value > 0 else None}
+        return {ours: value * source.updates if value is not None and value > 0 else None}
 
     return conversion
 
@@ -88,13 +75,6 @@ def _or_lost(ours: str, otherwise: str) -> Callable[[Any, Source], dict[str, Any
     return conversion
 
 
-def _global_batch(value: Any, source: Source) -> dict[str, Any]:
-    rollouts = source.get("grpo.num_prompts_per_step", 0) * source.get("grpo.num_generations_per_prompt", 0)
-    if value == rollouts:
-        return {}
-    raise NoCounterpartError(f"one update a step, of all its {rollouts} rollouts")
-
-
 def _micro_batch(value: Any, source: Source) -> dict[str, Any]:
     if any(source.get(f"policy.{section}.enabled") for section in ("sequence_packing", "dynamic_batching")):
         return {}  # train_mb_tokens counts
@@ -102,12 +82,6 @@ def _micro_batch(value: Any, source: Source) -> dict[str, Any]:
     if not isinstance(length, int) or not isinstance(value, int):
         raise NoCounterpartError("policy.max_total_sequence_length, which it is to be multiplied with, is not set")
     return {"policy.microbatch_tokens": value * length * (2 if source.verb in ("dpo", "rm") else 1)}
-
-
-def _turns(value: Any, source: Source) -> dict[str, Any]:
-    if source.get("env.should_use_nemo_gym"):
-        raise NoCounterpartError("with NeMo Gym its agent bounds the turns there; env.max_turns does here")
-    return {"env.max_turns": value}
 
 
 def _seconds(value: Any, source: Source) -> dict[str, Any]:
@@ -124,20 +98,24 @@ def _seconds(value: Any, source: Source) -> dict[str, Any]:
 def _keep(value: Any, source: Source) -> dict[str, Any]:
     if value is None:
         raise NoCounterpartError("all checkpoints are kept there; here trainer.keep_last says how many")
-    ranked = source.verb != "grpo" and source.get("checkpointing.metric_name") and _validates(source)
+    ranked = source.get("checkpointing.metric_name") and source.validates
     return {"trainer.keep_last": value} | ({"trainer.keep_best": True} if ranked else {})
 
 
+def _save_every(value: Any, source: Source) -> dict[str, Any]:
+    return {"trainer.save_every": None if value is None else value * source.updates}
+
+
 def _watch(value: Any, source: Source) -> dict[str, Any]:
-    """`val:val_loss`, `val:validation-NAME_loss` and older forms of them as `NAME/loss`."""
+    """`val:val_loss`, `val:validation-NAME_loss` and older forms of them as `NAME/loss`; of tasks the reward."""
     if value is None:
         return {}
-    if source.verb == "grpo":
-        raise NoCounterpartError("train grpo has no validation metric to rank checkpoints by")
-    if not _validates(source):
+    if not source.validates:
         raise NoCounterpartError("there is no validation set")
     if isinstance(files := source.get("data.validation"), list) and len(files) > 1:
-        raise NoCounterpartError("there are several validation sets; trainer.watch names one of them: NAME/loss")
+        raise NoCounterpartError("there are several validation sets; trainer.watch names one of them: NAME/METRIC")
+    if source.verb == "grpo":
+        return {"trainer.watch": _watched_reward(str(value), source)}
     dataset, _, metric = str(value).removeprefix("val:").rpartition("_")
     dataset = "default" if dataset in ("", "val", "validation") else dataset.removeprefix("validation-")
     if str(value).startswith("train:") or metric not in ("loss", "accuracy") or (metric == "accuracy" and source.verb == "sft"):
@@ -147,8 +125,15 @@ def _watch(value: Any, source: Source) -> dict[str, Any]:
     return {"trainer.watch": f"{dataset}/{metric}"}
 
 
+def _watched_reward(value: str, source: Source) -> str:
+    """Their accuracy of tasks is a mean reward, sampled at val_temperature."""
+    if value not in ("val:accuracy", "val:reward", "val:total_reward/mean", "val_reward"):
+        raise NoCounterpartError("no validation metric of this training; trainer.watch may be NAME/reward or NAME/reward_greedy")
+    return "default/reward_greedy" if source.get("policy.generation.val_temperature") == 0 else "default/reward"
+
+
 def _watch_for(value: Any, source: Source) -> dict[str, Any]:
-    if not source.get("checkpointing.metric_name") or not _validates(source):
+    if not source.get("checkpointing.metric_name") or not source.validates:
         return {}
     return {"trainer.watch_for": "highest" if value else "lowest"}
 
@@ -156,13 +141,29 @@ def _watch_for(value: Any, source: Source) -> dict[str, Any]:
 def _validate_every(value: Any, source: Source) -> dict[str, Any]:
     if value is None or value <= 0:
         return {}
-    if not _validates(source):
+    if not source.validates:
         raise NoCounterpartError("there is no validation set")
-    return {"trainer.validate_every": value}
+    return {"trainer.validate_every": value * source.updates}
 
 
-def _validates(source: Source) -> bool:
-    return any(source.get(f"data.{key}") for key in ("validation", "val_data_path", "val_data_paths"))
+def _if_validated(values: tuple[Any, ...], otherwise: str) -> Callable[[Any, Source], dict[str, Any]]:
+    """Nothing is lost at one of `values`, and at any where there is nothing to validate on."""
+
+    def conversion(value: Any, source: Source) -> dict[str, Any]:
+        if not source.validates:
+            raise NoEffectError("there is no validation set")
+        if value in values:
+            return {}
+        raise NoCounterpartError(otherwise)
+
+    return conversion
+
+
+def _validation_repeats(value: Any, source: Source) -> dict[str, Any]:
+    if not source.validates:
+        raise NoEffectError("there is no validation set")
+    per_task = source.own("val_num_generations_per_prompt", 1)
+    return {"data.validation_repeats": per_task * source.get("data.validation.repeat", 1)}
 
 
 def _tokenizer_name(value: Any, source: Source) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def _megatron_schedule(value: Any, source: Source) -> dict[str, Any]:
 
 def _megatron_schedule_steps(value: Any, source: Source) -> dict[str, Any]:
     falls = source.get("policy.megatron_cfg.scheduler.lr_decay_style", "constant") != "constant"
-    return {"policy.schedule_steps": value} if falls else {}
+    return {"policy.schedule_steps": value * source.minibatches} if falls else {}
 
 
 def _lora(ours: str, section: str) -> Callable[[Any, Source], dict[str, Any]]:
@@ -243,7 +244,9 @@ def _scheduler(value: Any, source: Source) -> dict[str, Any]:
     if len(stages) > 1 or len(stages) + bool(found) != sum(1 for part in parts if "milestones" not in part):
         raise NoCounterpartError("policy.schedule is one of transformers' after a linear warm-up")
     warmup = found.get("policy.warmup_steps", 0)
-    return found | (_fall(stages[0], warmup) if stages else {"policy.schedule": "constant_with_warmup"})
+    found |= _fall(stages[0], warmup) if stages else {"policy.schedule": "constant_with_warmup"}
+    counted = ("policy.warmup_steps", "policy.schedule_steps")
+    return {name: value * source.minibatches if name in counted else value for name, value in found.items()}
 
 
 def _rises(stage: Mapping[str, Any]) -> bool:
@@ -282,10 +285,6 @@ def _file(path: Any, default: Mapping[str, Any], entry: Any, source: Source) -> 
 
 def _train_files(value: Any, source: Source) -> dict[str, Any]:
     default = source.get("data.default") or {}
-    if source.verb == "grpo":
-        if not isinstance(value, list) or len(value) != 1:
-            raise NoCounterpartError("train grpo takes its tasks from one file")
-        return {"data.train": _file(value[0].get("data_path"), default, value[0], source)}
     files = [
         {"path": _file(entry.get("data_path"), default, entry, source), "weight": entry.get("repeat", 1)} for entry in value or ()
     ]
@@ -332,14 +331,16 @@ def _dataset_name(value: Any, source: Source) -> dict[str, Any]:
 
 
 CONVERSIONS: dict[str | tuple[str, str], Callable[[Any, Source], dict[str, Any]]] = {
+    **ONLINE_CONVERSIONS,
     "ALGORITHM.max_num_steps": _positive_or_null("trainer.max_steps"),
     "ALGORITHM.val_period": _validate_every,
+    **{f"ALGORITHM.val_at_{moment}": _if_validated((True,), VALIDATES) for moment in ("start", "end")},
+    "grpo.max_val_samples": _if_validated((None,), "all tasks of data.validation are played"),
+    "grpo.val_num_generations_per_prompt": _validation_repeats,
+    ("data.validation.repeat", "grpo"): _validation_repeats,
     "ALGORITHM.max_num_epochs": _or_lost("algorithm.epochs", "passes are counted here; trainer.max_steps may end them earlier"),
     "dpo.sft_average_log_probs": _sft_average,
     "sft.only_unmask_final": _one_of("data.train_on", {True: "final", False: "all"}, "expected true or false"),
-    "grpo.normalize_rewards": _one_of("algorithm.scale", {True: "std", False: "none"}, "expected true or false"),
-    "grpo.max_rollout_turns": _turns,
-    ("policy.train_global_batch_size", "grpo"): _global_batch,
     "policy.train_micro_batch_size": _micro_batch,
     "policy.tokenizer.chat_template_kwargs": lambda value, _: {"policy.chat_template_kwargs": dict(value)} if value else {},
     "policy.precision": _one_of(
@@ -360,6 +361,8 @@ CONVERSIONS: dict[str | tuple[str, str], Callable[[Any, Source], dict[str, Any]]
     "policy.megatron_cfg.peft.dim": _lora("policy.lora.rank", "policy.megatron_cfg.peft"),
     "policy.megatron_cfg.peft.alpha": _lora("policy.lora.alpha", "policy.megatron_cfg.peft"),
     "cluster.gpus_per_node": _device,
+    "policy.megatron_cfg.scheduler.lr_warmup_iters": lambda value, source: {"policy.warmup_steps": value * source.minibatches},
+    "checkpointing.save_period": _save_every,
     "checkpointing.keep_top_k": _keep,
     "checkpointing.checkpoint_must_save_by": _seconds,
     "checkpointing.metric_name": _watch,

@@ -24,7 +24,7 @@ VERBS = {
     "train": "Train a policy (sft, dpo, grpo) or a reward model (rm).",
     "checkpoint": "Export, import and inspect models: Hugging Face, DCP, NeMo RL's checkpoints, LoRA adapters.",
     "eval": "Play held-out tasks and report rewards with honest intervals.",
-    "serve": "Start a resource server.",
+    "serve": "Start a resource server, or a model as an OpenAI endpoint.",
     "tasks": "Write tasks of a resource server.",
     "quickstart": "The whole loop on a small real model, in minutes, on a CPU.",
 }

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from contextlib import ExitStack
+from typing import Any
 
 import click
 import orjson
@@ -12,9 +13,28 @@ from gym_bridge.cli.options import output_options
 from gym_bridge.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
+MODEL = "model"
+"""The first word of `gym-bridge serve model`, which is a verb of its own."""
 
 
-@click.command("serve", epilog="Example: gym-bridge serve arithmetic --port 9000")
+class ServeCommand(click.Command):
+    """`serve NAME`, and `serve model`, whose words mean something else."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the one or the other."""
+        if args[:1] != [MODEL]:
+            context = super().make_context(info_name, args, parent, **extra)
+            if context.params.get("name") == MODEL:
+                raise ConfigError("serve: options stand after the model; write gym-bridge serve model MODEL --port 8765")
+            return context
+        from gym_bridge.cli.serve_model import command as serve_model
+
+        return serve_model.make_context(f"{info_name} {MODEL}", args[1:], parent, **extra)
+
+
+@click.command("serve", cls=ServeCommand, epilog="Example: gym-bridge serve arithmetic --port 9000")
 @click.argument("name")
 @click.argument("overrides", nargs=-1)
 @click.option("--host", default=LOOPBACK, show_default=True, help="Any other needs GYM_BRIDGE_SERVER_TOKEN, or --no-auth.")
@@ -43,7 +63,7 @@ def command(
     """Start the resource server NAME, print its address when it is ready, and serve until Ctrl-C or SIGTERM.
 
     NAME is one of ours, a file.py or package.module:Class of yours, or a YAML file with `server` and `settings`; OVERRIDES such as
-    key=value set it up.
+    key=value set it up. `serve model MODEL` serves a model instead: see `gym-bridge serve model --help`.
     """
     from gym_bridge.resource_servers.process import ServerProcess
     from gym_bridge.resource_servers.registry import make_server

@@ -1,5 +1,6 @@
 """`gym-bridge train sft`, `train dpo`, `train rm` and `train grpo`."""
 
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,27 @@ def command() -> None:
     """Train a policy; settings come from --config files and from overrides such as policy.lr=1e-5."""
 
 
+STORED = {
+    "from_rollouts": ("data.rollouts", "Train on these rollouts, which hold token ids and log-probs, instead of playing."),
+    "from_groups": ("data.groups", "Train on these ranked groups of rollouts instead of playing."),
+    "replay": ("data.replay", "Take the steps again that a run recorded, without server and sampler."),
+}
+
+
+def _stored_options(function: Callable[..., None]) -> Callable[..., None]:
+    function = click.option("--record", is_flag=True, help="Keep every step whole, for --replay.")(function)
+    for name, (_, help_text) in reversed(STORED.items()):
+        flag = "--" + name.replace("_", "-")
+        function = click.option(flag, name, type=click.Path(path_type=Path), help=help_text)(function)
+    return function
+
+
+def options_as_overrides(options: Mapping[str, Any]) -> list[str]:
+    """Options of `train grpo` as the settings that they are short for."""
+    paths = [f"{key}={options[name]}" for name, (key, _) in STORED.items() if options.get(name) is not None]
+    return [*(["data.train=null"] if paths else []), *paths, *(["trainer.record=true"] if options.get("record") else [])]
+
+
 def _verb(
     name: Verb, settings_model: type[SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings], help_text: str, example: str
 ) -> None:
@@ -36,10 +58,14 @@ def _verb(
     @click.argument("overrides", nargs=-1)
     @click.option("--config", "configs", multiple=True, help=CONFIG_HELP)
     @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+    @(_stored_options if name == "grpo" else lambda function: function)
     @output_options
-    def verb(overrides: tuple[str, ...], configs: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool) -> None:
+    def verb(
+        overrides: tuple[str, ...], configs: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool, **options: Any
+    ) -> None:
         files = [find_config(one, verb=name) for one in configs]
-        settings = load_config(settings_model, files=files, overrides=overrides, foreign=nemo_rl_keys(name))
+        given = [*options_as_overrides(options), *overrides]
+        settings = load_config(settings_model, files=files, overrides=given, foreign=nemo_rl_keys(name))
         if dry_run:
             _print_settings(settings.model_dump(mode="json"))
             return

@@ -127,7 +127,9 @@ def models_beside(path: Path) -> list[str]:
     return [one.name for one in path.parent.iterdir() if one.name != path.name and any(any(one.glob(mark)) for mark in marks)]
 
 
-LENGTH = frozenset({"max_steps", "max_time_s", "output", "save_every", "keep_last", "keep_best", "validate_every", "patience"})
+LENGTH = frozenset(
+    {"max_steps", "max_time_s", "output", "save_every", "keep_last", "keep_best", "validate_every", "patience", "record", "alarms"}
+)
 """Settings of the trainer that do not change what a step does to the weights, nor what the best validation is measured by."""
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 """Schedules of the learning rate that fall towards no end."""

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,35 @@ TOKENIZER_FILES = (
 )
 
 
-def save_checkpoint(
+@contextmanager
+def checkpoint_aside(directory: Path) -> Iterator[Path]:
+    """A new directory that becomes `directory`, synced to disk, when the block ends well, and vanishes when it does not.
+
+    `directory` is at no time a mixture: a kill leaves what stood there, or what was written, or nothing of this name. Raises
+    PolicyError when the disk refuses.
+    """
+    aside, replaced = (directory.with_name(f".{directory.name}.{state}") for state in ("saving", "removed"))
+    for left in (aside, replaced):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for file in [*aside.rglob("*"), aside]:
+            sync_path(file)
+        if directory.exists():
+            directory.rename(replaced)
+        aside.rename(directory)
+        sync_path(directory.parent)
+    except (OSError, SafetensorError) as error:
+        raise PolicyError(f"cannot save {directory}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        if replaced.exists() and not directory.exists():  # the second renaming failed
+            replaced.rename(directory)
+        for left in (aside, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def write_checkpoint(
     directory: Path,
     *,
     module: PreTrainedModel,
@@ -34,31 +63,20 @@ def save_checkpoint(
     state: Mapping[str, Any],
     save_adapter: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a checkpoint aside, sync it to disk and rename it to `directory`. Raises PolicyError when the disk refuses.
+    """Write `directory/model` and `directory/trainer`. Raises OSError and SafetensorError when the disk refuses.
 
     `save_adapter` writes `trainer/adapter`, which `weights` then hold merged.
     """
-    aside = directory.with_name(f".{directory.name}.saving")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        (aside / "trainer").mkdir(parents=True)
-        module.save_pretrained(aside / "model", state_dict=dict(weights))
-        config = json.loads((aside / "model" / "config.json").read_text())
-        (aside / "model" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
-        for name, content in tokenizer_files.items():
-            (aside / "model" / name).write_bytes(content)
-        save_file(dict(optimizer), aside / "trainer" / "optimizer.safetensors")
-        if save_adapter is not None:
-            save_adapter(aside / ADAPTER)
-        (aside / "trainer" / "state.json").write_text(json.dumps(dict(state), indent=2))
-        for file in [*aside.rglob("*"), aside]:
-            sync_path(file)
-        shutil.rmtree(directory, ignore_errors=True)
-        aside.rename(directory)
-        sync_path(directory.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise PolicyError(f"cannot save {directory}: {getattr(error, 'strerror', None) or error}") from error
+    (directory / "trainer").mkdir(parents=True)
+    module.save_pretrained(directory / "model", state_dict=dict(weights))
+    config = json.loads((directory / "model" / "config.json").read_text())
+    (directory / "model" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
+    for name, content in tokenizer_files.items():
+        (directory / "model" / name).write_bytes(content)
+    save_file(dict(optimizer), directory / "trainer" / "optimizer.safetensors")
+    if save_adapter is not None:
+        save_adapter(directory / ADAPTER)
+    (directory / "trainer" / "state.json").write_text(json.dumps(dict(state), indent=2))
 
 
 def read_tokenizer_files(directory: Path) -> dict[str, bytes]:

@@ -12,13 +12,14 @@ from gym_bridge.schemas.tokens import TrainingSequence
 SHOWN = 5  # rows that a message names
 
 
-def non_finite(what: str, sequences: Sequence[TrainingSequence]) -> NonFiniteLossError:
-    """The error for a loss or gradient of `sequences` that is not finite; `what` says which, where and its value."""
+def non_finite(what: str, sequences: Sequence[TrainingSequence], *, lower: str = "policy.lr") -> NonFiniteLossError:
+    """The error for a loss or gradient of `sequences` that is not finite; `what` says which, where and its value, `lower` names the
+    learning rate that may be too high."""
     origins = list(dict.fromkeys(one.origin for one in sequences if one.origin))
     more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
     rows = f" ({', '.join(origins[:SHOWN])}{more})" if origins else ""
     return NonFiniteLossError(
-        f"{what}, from {len(sequences)} sequences{rows}; lower policy.lr or look at these rows", sequences=sequences
+        f"{what}, from {len(sequences)} sequences{rows}; lower {lower} or look at these rows", sequences=sequences
     )
 
 

@@ -1,6 +1,5 @@
 """Master weights of a module that computes in any dtype, their gradients and their optimizer."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,19 +43,20 @@ class MasterWeights:
         if next(module.parameters()).device.type == "cpu":
             give_back_freed_memory()
 
-    def update(self, *, lr: float, max_grad_norm: float) -> float:
-        """One optimizer step on the gradients added up so far; returns their norm before clipping to `max_grad_norm`.
+    def clip_gradients(self, max_grad_norm: float) -> float:
+        """Scale the gradients added up so far down to `max_grad_norm`; returns their norm before.
 
-        A norm that is not finite leaves weights and moments as they were.
+        Where it is not finite they are of no use any more.
         """
+        return float(torch.nn.utils.clip_grad_norm_(self.masters.values(), max_grad_norm))
+
+    def update(self, *, lr: float) -> None:
+        """One optimizer step on the gradients added up so far, which are then forgotten."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), max_grad_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self.publish()
+        self.optimizer.step()
+        self.publish()
         self.drop_gradients()
-        return norm
 
     @contextmanager
     def dropping_on_error(self) -> Iterator[None]:

@@ -42,7 +42,7 @@ def with_ref_logprobs(
         except OSError as error:
             raise PolicyError(f"cannot write {file}: {error.strerror}") from error
     parts = logprobs.split(lengths)
-    return [replace(one, ref_logprobs=_placed(one, part)) for one, part in zip(sequences, parts, strict=True)]
+    return [replace(one, ref_logprobs=placed(one, part)) for one, part in zip(sequences, parts, strict=True)]
 
 
 def _read(file: Path, count: int) -> Tensor | None:
@@ -54,10 +54,11 @@ def _read(file: Path, count: int) -> Tensor | None:
     return logprobs if logprobs.shape == (count,) else None
 
 
-def _placed(sequence: TrainingSequence, logprobs: Tensor) -> np.ndarray:
-    placed = np.full(len(sequence.token_ids), np.nan, dtype=np.float32)
-    placed[sequence.train_mask] = logprobs.numpy()
-    return placed
+def placed(sequence: TrainingSequence, values: Tensor) -> np.ndarray:
+    """[T] float32 of a sequence's T tokens: `values` [n] at its trained ones, NaN elsewhere."""
+    column = np.full(len(sequence.token_ids), np.nan, dtype=np.float32)
+    column[sequence.train_mask] = values.numpy()
+    return column
 
 
 def _digest(sequences: Sequence[TrainingSequence], model: str) -> str:

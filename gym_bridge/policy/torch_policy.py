@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,36 +13,48 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gym_bridge.errors import PolicyError
+from gym_bridge.errors import NonFiniteLossError, PolicyError
 from gym_bridge.policy.activation_checkpointing import checkpoint_layers
 from gym_bridge.policy.adapters import Adapters
-from gym_bridge.policy.checkpoint import ADAPTER, load_trainer_state, read_tokenizer_files, save_checkpoint
+from gym_bridge.policy.checkpoint import ADAPTER, checkpoint_aside, load_trainer_state, read_tokenizer_files, write_checkpoint
 from gym_bridge.policy.failures import memory_told, non_finite, optimizer_memory_told
 from gym_bridge.policy.family import open_family
 from gym_bridge.policy.flops import Utilisation
-from gym_bridge.policy.head import token_logprobs
+from gym_bridge.policy.frozen_model import FrozenModel
 from gym_bridge.policy.loading import resolve_device, resolve_dtype
-from gym_bridge.policy.master_weights import MasterWeights, own_copy
+from gym_bridge.policy.master_weights import MasterWeights
 from gym_bridge.policy.memory import peak_memory_gib
-from gym_bridge.policy.packing import Pack, assign_units, pack
+from gym_bridge.policy.packing import Pack, pack
+from gym_bridge.policy.reading import Reading, head_for, open_module, sequence_values, token_values
 from gym_bridge.policy.schedules import Schedule
-from gym_bridge.schemas.seams import Head, LossFn, StepResult, TrainedTokens
+from gym_bridge.schemas.seams import LossFn, StepResult, TrainedTokens
 from gym_bridge.schemas.settings import PolicySettings
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.tokens.renderer_file import renderer_choice, renderer_file
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedStep:
+    """An optimizer update whose gradients are computed and finite. Until one of the two is called, no other step can begin."""
+
+    apply: Callable[[], StepResult]
+    """Make the update."""
+    drop: Callable[[], None]
+    """Forget its gradients: nothing has changed."""
+
+
 class TorchPolicy:
     """A decoder with a head, in one process: master weights, forward and backward in the compute dtype."""
 
-    def __init__(self, directory: Path, settings: PolicySettings, *, head: Head = "lm", total_steps: int | None = None):
+    def __init__(self, directory: Path, settings: PolicySettings, *, head: Reading = "lm", total_steps: int | None = None):
         """`directory`: the model that training begins with, with adapters their base; `load` then goes on from a checkpoint of it.
-        `total_steps`: updates of the whole run, over which a schedule falls.
+        `head`: `value` begins with a head of zeros on a language model. `total_steps`: updates of the whole run, over which a
+        schedule falls.
 
         Raises ConfigError for settings that cannot take effect here, PolicyError for a model that cannot train.
         """
         self.settings, self.directory, self.total_steps = settings, directory, total_steps
-        self.head: Head = head
+        self.head: Reading = head
         self.schedule = Schedule(settings, total_steps=total_steps)
         self.device = resolve_device(settings.device)
         self.compute_dtype = resolve_dtype(settings.compute_dtype, self.device)
@@ -52,7 +63,7 @@ class TorchPolicy:
         choice = renderer_choice(directory, name=settings.renderer, options=settings.chat_template_kwargs)
         self.tokenizer_files |= renderer_file(choice)
         self.module = self._open(directory)
-        self.adapters = Adapters(self.module, settings.lora, head=head) if settings.lora else None
+        self.adapters = Adapters(self.module, settings.lora, head=head_for(head)) if settings.lora else None
         if settings.activation_checkpointing:
             checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
         with optimizer_memory_told(settings):
@@ -60,22 +71,15 @@ class TorchPolicy:
         self.utilisation = Utilisation(self.module, device=self.device, compute_dtype=self.compute_dtype)
         self.version = 0
         self._loaded: Path | None = None
+        self._reference: FrozenModel | None = None
 
-    @torch.no_grad()
     def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
         """For each sequence the log-probs [n] of its trained tokens, without gradient; with the scalar head their scores."""
-        found: dict[int, Tensor] = {}
-        units, sharing = [(one,) for one in sequences], self.settings.prefix_sharing
-        for batch in assign_units(units, max_tokens=self.settings.microbatch_tokens, share_prefixes=sharing):
-            part = [sequences[index] for index in batch]
-            packed = self._pack(part)
-            with memory_told(part, self.settings, packed_tokens=len(packed.token_ids)):
-                logprobs, _ = self._forward(packed)
-            found |= zip(batch, logprobs.cpu().split([one.num_trained for one in part]), strict=True)
-        return [found[index] for index in range(len(sequences))]
+        return sequence_values(sequences, self._forward, settings=self.settings, device=self.device)
 
     def reference_logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
-        """As `logprobs`, of the model that training began with: with adapters this one without them, else `directory` again.
+        """As `logprobs`, of the model that training began with: with adapters this one without them, else `directory`, which is
+        read once more when first needed and then kept, in the compute dtype.
 
         Raises PolicyError where `directory` is the checkpoint that was loaded, and not the first model.
         """
@@ -88,11 +92,9 @@ class TorchPolicy:
             raise PolicyError(
                 f"{self.directory} is a checkpoint, no reference; open the policy from the run's first model, then load"
             )
-        frozen = copy(self)  # but for the weights, which nothing updates
-        frozen.module = self._open(self.directory)
-        for param in frozen.module.parameters():
-            param.data = own_copy(param, self.compute_dtype)
-        return frozen.logprobs(sequences)
+        if self._reference is None:
+            self._reference = FrozenModel(self.directory, self.settings, head=self.head)
+        return self._reference.logprobs(sequences)
 
     def step(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> StepResult:
         """One optimizer update over all microbatches.
@@ -100,22 +102,25 @@ class TorchPolicy:
         Raises NonFiniteLossError with the sequences when the loss or the gradient is not finite, PolicyError when memory runs out;
         the weights are then as before the step.
         """
+        return self.prepare(microbatches, loss_fn).apply()
+
+    def prepare(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> PreparedStep:
+        """The update of `step` up to its gradients, so that it can be made together with another model's, or not at all.
+
+        Raises as `step`.
+        """
         started = time.perf_counter()
         self.utilisation.begin()
         with self.masters.dropping_on_error():
             metrics = self._losses(microbatches, loss_fn, learn=True)
-            lr = self.schedule(self.version)
             with optimizer_memory_told(self.settings):
-                norm = self.masters.update(lr=lr, max_grad_norm=self.settings.max_grad_norm)
+                norm = self.masters.clip_gradients(self.settings.max_grad_norm)
             if not math.isfinite(norm):
+                self.masters.drop_gradients()
                 blamed = self._without_finite_gradient(microbatches, loss_fn)
-                raise non_finite(f"the gradient's norm is {norm} at step {self.version + 1}", blamed)
-        self.version += 1
-        seconds = time.perf_counter() - started
-        metrics |= {"grad_norm": norm, "lr": lr, "train_s": seconds, "peak_memory_gib": peak_memory_gib(self.device)}
-        metrics["trained_tokens_per_s"] = metrics["num_trained_tokens"] / seconds
-        metrics["tokens_per_s"] = metrics["num_packed_tokens"] / seconds
-        return StepResult(metrics=metrics | self.utilisation.metrics(seconds=seconds))
+                raise self._non_finite(f"gradient's norm is {norm} at step {self.version + 1}", blamed)
+        metrics |= {"grad_norm": norm, "train_s": time.perf_counter() - started}
+        return PreparedStep(apply=partial(self._apply, metrics), drop=self.masters.drop_gradients)
 
     def evaluate(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> dict[str, float]:
         """The loss over all microbatches, as `loss`, and its metrics, without gradient and without a step.
@@ -127,8 +132,13 @@ class TorchPolicy:
     def save(self, directory: Path, *, source_state: Mapping[str, Any]) -> None:
         """Write `directory/model` (a plain Hugging Face directory in float32, adapters merged) and `directory/trainer` (optimizer,
         adapters, version, source)."""
+        with checkpoint_aside(directory) as aside:
+            self.write(aside, source_state=source_state)
+
+    def write(self, directory: Path, *, source_state: Mapping[str, Any]) -> None:
+        """Write what `save` writes into `directory`, which a kill leaves half full. Raises OSError when the disk refuses."""
         masters, adapters = self.masters.masters, self.adapters
-        save_checkpoint(
+        write_checkpoint(
             directory,
             module=self.module,
             weights=dict(adapters.merged(masters)) if adapters else {name: one.float() for name, one in masters.items()},
@@ -161,7 +171,19 @@ class TorchPolicy:
         return ((name, param.detach()) for name, param in self.module.named_parameters())
 
     def _open(self, directory: Path) -> PreTrainedModel:
-        return self.family.load(directory, device=self.device, head=self.head)
+        return open_module(self.family, directory, device=self.device, reading=self.head)
+
+    def _apply(self, metrics: dict[str, float]) -> StepResult:
+        started = time.perf_counter()
+        lr = self.schedule(self.version)
+        with self.masters.dropping_on_error(), optimizer_memory_told(self.settings):
+            self.masters.update(lr=lr)
+        self.version += 1
+        seconds = metrics["train_s"] + time.perf_counter() - started
+        metrics |= {"lr": lr, "train_s": seconds, "peak_memory_gib": peak_memory_gib(self.device)}
+        metrics["trained_tokens_per_s"] = metrics["num_trained_tokens"] / seconds
+        metrics["tokens_per_s"] = metrics["num_packed_tokens"] / seconds
+        return StepResult(metrics=metrics | self.utilisation.metrics(seconds=seconds))
 
     def _pack(self, part: Sequence[TrainingSequence]) -> Pack:
         return pack(part, share_prefixes=self.settings.prefix_sharing, device=self.device)
@@ -181,7 +203,7 @@ class TorchPolicy:
                 value = loss.value.item()
                 if not math.isfinite(value):
                     when = f"at step {self.version + 1}" if learn else f"in the evaluation after step {self.version}"
-                    raise non_finite(f"the loss is {value} {when}", part)
+                    raise self._non_finite(f"loss is {value} {when}", part)
                 if learn:
                     loss.value.backward()
                     self.utilisation.count(packed.position_ids, num_trained=len(packed.targets))
@@ -204,12 +226,13 @@ class TorchPolicy:
             self.masters.drop_gradients()
         return blamed or [one for part in microbatches for one in part]
 
+    def _non_finite(self, what: str, sequences: Sequence[TrainingSequence]) -> NonFiniteLossError:
+        if self.head == "value":
+            return non_finite(f"the value model's {what}", sequences, lower="algorithm.critic.lr")
+        return non_finite(f"the {what}", sequences)
+
     def _forward(self, packed: Pack) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [N] and entropies [N] of the trained tokens, or their scores [N] alone."""
-        hidden = self.family.hidden(self.module, packed)
-        if self.head == "scalar":
-            return (hidden[packed.trained] @ self.family.score_weight(self.module)).float(), None
-        return token_logprobs(hidden[packed.predictors], packed.targets, self.family.output_head(self.module))
+        return token_values(self.family, self.module, packed, self.head)
 
     def _columns(self, part: Sequence[TrainingSequence], packed: Pack, num_tokens: int, num_sequences: int) -> TrainedTokens:
         def of(*names: str) -> Tensor:

@@ -6,14 +6,15 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 from gym_bridge.rollouts.attempts import Unit
 from gym_bridge.rollouts.concurrency import Concurrency
 from gym_bridge.rollouts.plan import PlannedRollout, plan
 from gym_bridge.rollouts.players import MAX_REFUSALS, Player
+from gym_bridge.rollouts.task_feed import TaskFeed
 from gym_bridge.schemas.rollouts import Group, Rollout, Row
+from gym_bridge.schemas.seams import AttemptTold
 
 STARTS_AT_ONCE = 16
 """Units that start in one turn of the event loop: 10,000 at once kept it from all else for seconds."""
@@ -42,17 +43,24 @@ class RolloutCollector:
         self._draining = False
         self._flight: _InFlight | None = None
 
-    async def groups(self, tasks: Iterable[Row], *, group_size: int) -> AsyncGenerator[Group, None]:
-        """The group of every task, in order of completion; failed members are in it.
+    async def groups(
+        self, tasks: Iterable[Row], *, group_size: int, told: AttemptTold | None = None
+    ) -> AsyncGenerator[Group, None]:
+        """The group of every task, in order of completion; failed members are in it. `told` hears of every attempt as it ends.
 
-        A task's rollouts are numbered from its `_ng_rollout_index`, or from 0. Raises ServerError when a server is gone.
+        A task's rollouts are numbered from its `_ng_rollout_index`, or from 0. `tasks` may be a `TaskFeed`; then the groups go on
+        until it ends. Raises ServerError when a server is gone.
         """
         last: dict[int, list[Rollout]] = defaultdict(list)
         retried: dict[int, list[Rollout]] = defaultdict(list)
-        async with aclosing(self._ended(plan(tasks, num_repeats=group_size))) as attempts:
+        feed = tasks if isinstance(tasks, TaskFeed) else None
+        planned = plan(tasks, num_repeats=group_size) if feed is None else feed.planned(group_size)
+        async with aclosing(self._ended(planned, feed)) as attempts:
             async for attempt in attempts:
                 group = attempt.unit[0].group
                 (last if attempt.is_last else retried)[group] += attempt.rollouts
+                if told is not None:
+                    told(attempt.rollouts, len(attempt.unit) if attempt.is_last else 0)
                 if len(last[group]) == group_size:
                     yield _group(last.pop(group), retried.pop(group, []))
 
@@ -87,14 +95,18 @@ class RolloutCollector:
         """Release connections."""
         await self._player.close()
 
-    async def _ended(self, planned: Iterable[PlannedRollout]) -> AsyncGenerator["_EndedAttempt", None]:
+    async def _ended(
+        self, planned: Iterable[PlannedRollout | None], feed: TaskFeed | None = None
+    ) -> AsyncGenerator["_EndedAttempt", None]:
         units, flight = _Units(planned, cohorts=self._cohorts), _InFlight(self._player)
         self._flight = flight
+        if feed is not None:
+            feed.wake = flight.wake
         beside_it = [asyncio.create_task(one()) for one in (self._player.watch, *self._beside)]
         try:
             while True:
                 num_started = self._start(units, flight)
-                if not flight.running:
+                if not flight.running and (feed is None or feed.is_over):
                     return
                 if num_started == STARTS_AT_ONCE and flight.ended.empty():
                     await asyncio.sleep(0)
@@ -144,7 +156,7 @@ class _InFlight:
     def __init__(self, player: Player):
         self._player = player
         self.running: dict[asyncio.Task[Sequence[Rollout]], Unit] = {}
-        self.ended: asyncio.Queue[_EndedAttempt | asyncio.Task[Sequence[Rollout]]] = asyncio.Queue()
+        self.ended: asyncio.Queue[_EndedAttempt | asyncio.Task[Sequence[Rollout]] | None] = asyncio.Queue()
         self.num_rollouts = 0
         self.error: BaseException | None = None
         """What ended the play."""
@@ -158,17 +170,28 @@ class _InFlight:
         self.num_rollouts += len(unit)
 
     async def next_ended(self) -> list[_EndedAttempt]:
-        """The attempt that ended next; beside one that ends the play by its `error` all that have ended, for they would be lost."""
-        found = [self._taken(await self.ended.get())]
+        """The attempt that ended next; beside one that ends the play by its `error` all that have ended, for they would be lost.
+
+        None where `wake` was called.
+        """
+        found = [await self.ended.get()]
+        attempts = self._taken(found)
         while self.error is not None and not self.ended.empty():
-            found.append(self._taken(self.ended.get_nowait()))
-        return found
+            attempts += self._taken([self.ended.get_nowait()])
+        return attempts
+
+    def wake(self) -> None:
+        """There may be more to start."""
+        self.ended.put_nowait(None)
 
     def _retried(self, unit: Unit, rollouts: Sequence[Rollout]) -> None:
         self.ended.put_nowait(_EndedAttempt(unit, rollouts, is_last=False))
 
-    def _taken(self, ended: _EndedAttempt | asyncio.Task[Sequence[Rollout]]) -> _EndedAttempt:
-        """An attempt out of the queue; the unit that it ends is in flight no more."""
+    def _taken(self, found: Sequence[_EndedAttempt | asyncio.Task[Sequence[Rollout]] | None]) -> list[_EndedAttempt]:
+        """Attempts out of the queue; the units that they end are in flight no more."""
+        return [self._attempt(one) for one in found if one is not None]
+
+    def _attempt(self, ended: _EndedAttempt | asyncio.Task[Sequence[Rollout]]) -> _EndedAttempt:
         if isinstance(ended, _EndedAttempt):
             return ended
         unit = self.running.pop(ended)
@@ -187,8 +210,10 @@ class _InFlight:
 class _Units:
     """The planned rollouts as units, of which the next one can be seen before it is taken."""
 
-    def __init__(self, planned: Iterable[PlannedRollout], *, cohorts: bool):
-        self._source: Iterator[Unit] = _by_group(planned) if cohorts else ((one,) for one in planned)
+    def __init__(self, planned: Iterable[PlannedRollout | None], *, cohorts: bool):
+        """`planned` may give None while it is dry."""
+        units = _by_group(planned) if cohorts else (None if one is None else (one,) for one in planned)
+        self._source: Iterator[Unit | None] = iter(units)
         self._next: deque[Unit] = deque()
 
     def take(self, *, room: int, alone: bool) -> Unit | None:
@@ -203,8 +228,18 @@ class _Units:
         return self._next.popleft() if alone or len(self._next[0]) <= room else None
 
 
-def _by_group(planned: Iterable[PlannedRollout]) -> Iterator[Unit]:
-    return (tuple(members) for _, members in groupby(planned, key=lambda one: one.group))
+def _by_group(planned: Iterable[PlannedRollout | None]) -> Iterator[Unit | None]:
+    cohort: list[PlannedRollout] = []
+    for one in planned:
+        if cohort and (one is None or one.group != cohort[0].group):
+            yield tuple(cohort)
+            cohort = []
+        if one is None:
+            yield None
+        else:
+            cohort.append(one)
+    if cohort:
+        yield tuple(cohort)
 
 
 def _group(members: list[Rollout], retried: list[Rollout]) -> Group:

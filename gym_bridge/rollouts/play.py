@@ -22,6 +22,8 @@ class Play:
     num_turns: int = 0
     num_tool_calls: int = 0
     num_tool_errors: int = 0
+    turn_rewards: list[float] = field(default_factory=list)
+    """What each model call earned, where the environment tells it."""
     usage: Usage = field(default_factory=Usage)
     incomplete_reason: str | None = None
     model: str = ""

@@ -55,6 +55,7 @@ def finished_row(played: Played, play: Play, key: RolloutKey, *, attempt: int, e
         "gym_bridge": {
             "stop_reason": str(stop),
             "truncated": stop.truncated,
+            **({"turn_rewards": play.turn_rewards} if play.turn_rewards else {}),
             **_bridge_fields(play, attempt=attempt, elapsed_s=elapsed_s),
         },
     }

@@ -1,6 +1,6 @@
 """The settings of NeMo RL that have no counterpart here, and why."""
 
-from gym_bridge.schemas.nemo_rl_key import ANY, OFFLINE, ONLINE, NemoRLKey, absent, below
+from gym_bridge.schemas.nemo_rl_key import ANY, OFFLINE, NemoRLKey, absent, below
 
 _ALGORITHMS = [
     *absent("train dpo weighs the preference with 1 and algorithm.sft_weight against it", "dpo.preference_loss_weight", at=(1,)),
@@ -9,7 +9,6 @@ _ALGORITHMS = [
         "validation comes before the first step, every trainer.validate_every steps and after the last",
         *below("ALGORITHM", "val_at_start val_at_end"),
         at=(True,),
-        verbs=OFFLINE,
     ),
     *absent("all rows of data.validation are read", "ALGORITHM.val_batches", at=(-1,), verbs=OFFLINE),
     *absent(
@@ -20,72 +19,7 @@ _ALGORITHMS = [
     ),
 ]
 
-_GRPO = [
-    *absent(
-        "train grpo validates on nothing: gym-bridge eval plays held-out tasks with a checkpoint",
-        *below("grpo", "val_period val_at_start val_at_end val_start_at max_val_samples val_batch_size"),
-        *below("grpo", "val_num_generations_per_prompt stop_at_validation_metric stop_at_validation_threshold"),
-        at=(0, -1, None, False),
-        verbs=ONLINE,
-    ),
-    *absent("tasks are played over and over until trainer.max_steps", "grpo.max_num_epochs", verbs=ONLINE),
-    *absent("the baseline is the whole group's mean", "grpo.use_leave_one_out_baseline", at=(False,)),
-    *absent("the estimator is GRPO's", "grpo.adv_estimator.name", at=("grpo",)),
-    *absent(
-        "a setting of the estimator",
-        "grpo.adv_estimator.normalize_rewards",
-        "grpo.adv_estimator.use_leave_one_out_baseline",
-        "grpo.adv_estimator.*",
-    ),
-    *absent("groups without a signal are skipped and no others are played for them", "grpo.use_dynamic_sampling", at=(False,)),
-    *absent(
-        "a setting of dynamic sampling", *below("grpo", "dynamic_sampling_max_gen_batches batch_multiplier"), at=(None, 1, 1.0)
-    ),
-    *absent("a truncated rollout trains as any other", "grpo.overlong_filtering", at=(False,)),
-    *absent("rewards are taken as the server gives them", "grpo.reward_scaling.*", "grpo.reward_shaping.*", "reward_penalties.*"),
-    *absent("advantages are taken as they are", *below("grpo", "advantage_clip_low advantage_clip_high"), at=(None,)),
-    *absent(
-        "no sample is left out or given another advantage for this",
-        *below("grpo", "seq_logprob_error_threshold invalid_tool_call_advantage malformed_thinking_advantage"),
-        at=(None,),
-    ),
-    *absent("training and sampling take turns", "grpo.async_grpo.*", "async_rl.*", "data_plane.*"),
-    *absent("there is no reference policy in it", "grpo.skip_reference_policy_logprobs_calculation", at=ANY),
-    *absent("the loss has no KL term", "loss_fn.reference_policy_kl_penalty", at=(0,)),
-    *absent(
-        "a setting of the KL term",
-        *below("loss_fn", "reference_policy_kl_type kl_input_clamp_value kl_output_clamp_value use_on_policy_kl_approximation"),
-        "loss_fn.use_kl_in_reward",
-        at=ANY,
-    ),
-    *absent(
-        "the loss is the clipped surrogate alone",
-        *below("loss_fn", "disable_ppo_ratio force_on_policy_ratio use_cispo sequence_level_importance_ratios"),
-        at=(False,),
-    ),
-    *absent("no second bound clips it", "loss_fn.ratio_clip_c", at=(None,)),
-    *absent("the loss is the mean over the step's tokens", "loss_fn.token_level_loss", at=(True,)),
-    *absent(
-        "the ratio is against the sampler's own log-probs, which corrects the same gap",
-        "loss_fn.use_importance_sampling_correction",
-        at=ANY,
-    ),
-    *absent(
-        "ratios are clipped, never cut off otherwise",
-        *below("loss_fn", "truncated_importance_sampling_type truncated_importance_sampling_ratio"),
-        "loss_fn.truncated_importance_sampling_ratio_min",
-        at=(None,),
-    ),
-    *absent("right answers get no extra likelihood", "loss_fn.positive_example_nll_weight", at=(0,)),
-]
-
 _CHECKPOINTING = [
-    *absent(
-        "train grpo has no validation metric to rank checkpoints by",
-        *below("checkpointing", "metric_name higher_is_better"),
-        at=(None,),
-        verbs=ONLINE,
-    ),
     *absent("the last step is always saved", "checkpointing.enabled", at=(True,)),
     *absent("a checkpoint is a Hugging Face directory in safetensors", "checkpointing.model_save_format", at=("safetensors", None)),
     *absent("a checkpoint is always one whole Hugging Face directory", "checkpointing.save_consolidated", at=ANY),
@@ -95,14 +29,6 @@ _CHECKPOINTING = [
 ]
 
 _POLICY = [
-    *absent(
-        "one update a step, of all its rollouts",
-        "policy.train_global_batch_size",
-        verbs=ONLINE,
-    ),
-    *absent(
-        "the model's context bounds a rollout, sampler.max_tokens a completion", "policy.max_total_sequence_length", verbs=ONLINE
-    ),
     *absent("the model's own tokenizer is taken; to change it, change the model's directory", "policy.tokenizer.name"),
     *absent(
         "the model's own chat template is taken; to change it, change chat_template.jinja of its directory",
@@ -149,43 +75,11 @@ _POLICY = [
     *absent("experts are routed anew in training", "policy.router_replay.*"),
 ]
 
-_GENERATION = [
-    *absent("the sampler is sampler.kind", "policy.generation.backend", at=ANY),
-    *absent("completions are sampled at temperature 1", "policy.generation.temperature", at=(1,)),
-    *absent("completions are sampled from the whole distribution", "policy.generation.top_p", at=(1, None)),
-    *absent("completions are sampled from the whole distribution", "policy.generation.top_k", at=(None, -1)),
-    *absent(
-        "a completion ends with the model's end tokens",
-        *below("policy.generation", "stop_token_ids stop_strings"),
-        at=(None, []),
-    ),
-    *absent("train grpo has no validation", *below("policy.generation", "val_temperature val_top_p"), at=ANY),
-    *absent("the policy answers in the training process: sampler.max_batch side by side", "policy.generation_batch_size", at=ANY),
-    *absent("the policy answers in the training process, on its device", "policy.generation.colocated.enabled", at=(True,)),
-    *absent("the policy answers in the training process, on its device", "policy.generation.colocated.*", at=ANY),
-    *absent(
-        "a setting of NeMo RL's engines",
-        *(
-            f"policy.generation.{engine}.*"
-            for engine in ("vllm_cfg", "vllm_kwargs", "sglang_cfg", "trtllm_cfg", "mcore_generation_config")
-        ),
-        "policy.generation.vllm_kwargs",
-        at=ANY,
-    ),
-    *absent("the weights are the sampler's own", "policy.refit_buffer_size_gb", at=ANY),
-]
-
 _HUB_DATA = "rows are told by their columns, and none is fetched from the hub"
 _COLUMNS = "rows are told by their columns, which have the names of the default"
 _FILE_KEYS = [f"data.{part}" for part in ("train", "validation", "default")]
 
 _DATA = [
-    *absent(
-        "train grpo validates on nothing: gym-bridge eval plays held-out tasks with a checkpoint",
-        *below("data", "validation validation.* val_data_path val_data_paths val_data_paths.*"),
-        at=(None,),
-        verbs=ONLINE,
-    ),
     *absent(
         _HUB_DATA,
         *(f"{part}.dataset_name" for part in _FILE_KEYS),
@@ -231,7 +125,7 @@ _DATA = [
         *(f"{part}.env_name" for part in (*_FILE_KEYS, "data")),
         at=(None, "nemo_gym"),
     ),
-    *absent("validation files are read once", "data.validation.repeat", at=(None, 1)),
+    *absent("validation files are read once", "data.validation.repeat", at=(None, 1), verbs=OFFLINE),
     *absent("data.max_length is the only bound", "data.max_input_seq_length", at=(None,)),
     *absent("rows are always shuffled, by trainer.seed", "data.shuffle", at=(True,)),
     *absent("rows are tokenised once and cached", "data.num_workers", at=ANY),
@@ -245,8 +139,7 @@ _DATA = [
 ]
 
 _SURROUNDINGS = [
-    *absent("tasks are played against the resource server env.server", "env.should_use_nemo_gym", at=ANY),
-    *absent("start NeMo Gym's servers yourself and put the URL of one into env.server", "env.nemo_gym.config_paths"),
+    *absent("env.gym_configs start NeMo Gym, env.server is a resource server alone", "env.should_use_nemo_gym", at=ANY),
     *absent("a setting of NeMo RL's environments; ours is env.server", "env.*"),
     *absent(
         "numbers go to metrics.jsonl in the run directory",
@@ -257,15 +150,12 @@ _SURROUNDINGS = [
     *absent("numbers go to metrics.jsonl in the run directory", "logger.*", at=ANY),
     *absent("training is one process on one device", "cluster.num_nodes", at=(1,)),
     *absent("training is one process on one device", "cluster.*"),
-    *absent("there is no value model, teacher or distillation", "value.*", "teacher.*", "on_policy_distillation.*"),
 ]
 
 ABSENT: tuple[NemoRLKey, ...] = (
     *_ALGORITHMS,
-    *_GRPO,
     *_CHECKPOINTING,
     *_POLICY,
-    *_GENERATION,
     *_DATA,
     *_SURROUNDINGS,
 )

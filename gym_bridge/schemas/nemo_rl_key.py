@@ -7,6 +7,10 @@ Verb = Literal["grpo", "sft", "dpo", "rm"]
 VERBS: tuple[Verb, ...] = ("grpo", "sft", "dpo", "rm")
 OFFLINE: tuple[Verb, ...] = ("sft", "dpo", "rm")
 ONLINE: tuple[Verb, ...] = ("grpo",)
+ALGORITHMS: dict[str, Verb] = {"grpo": "grpo", "sft": "sft", "dpo": "dpo", "rm": "rm", "ppo": "grpo", "distillation": "grpo"}
+"""Our verb for each section of an algorithm in NeMo RL's configs."""
+LIKE_GRPO = ("ppo", "distillation")
+"""Those that are read as its section `grpo` where a key has the same name there."""
 ANY = "any value"
 
 

@@ -4,23 +4,23 @@ from collections.abc import Callable
 
 from gym_bridge.config import ForeignKeys
 from gym_bridge.schemas.nemo_rl_absent_keys import ABSENT
-from gym_bridge.schemas.nemo_rl_key import OFFLINE, ONLINE, VERBS, NemoRLKey, Verb, mapped
+from gym_bridge.schemas.nemo_rl_key import LIKE_GRPO, OFFLINE, VERBS, NemoRLKey, Verb, mapped
+from gym_bridge.schemas.nemo_rl_online_keys import ONLINE_ABSENT, ONLINE_MAPPED
 
 _MICROBATCH = "tokens of one forward and backward; where rows are counted there, they are taken at full length"
 
 MAPPED: tuple[NemoRLKey, ...] = (
     *mapped(
         VERBS,
-        (
-            ("ALGORITHM.max_num_steps", "trainer.max_steps", "-1 there is null here"),
-            ("ALGORITHM.seed", "trainer.seed", ""),
-        ),
+        (("ALGORITHM.seed", "trainer.seed", ""),),
     ),
     *mapped(
         OFFLINE,
         (
-            ("ALGORITHM.max_num_epochs", "algorithm.epochs", ""),
+            ("ALGORITHM.max_num_steps", "trainer.max_steps", "-1 there is null here"),
             ("ALGORITHM.val_period", "trainer.validate_every", "0 there is null here"),
+            ("checkpointing.save_period", "trainer.save_every", ""),
+            ("ALGORITHM.max_num_epochs", "algorithm.epochs", ""),
             ("policy.train_global_batch_size", "algorithm.batch_size", "rows of sft, pairs of dpo and rm, as there"),
             ("policy.max_total_sequence_length", "data.max_length", "a longer row is dropped and counted"),
         ),
@@ -35,35 +35,22 @@ MAPPED: tuple[NemoRLKey, ...] = (
         ),
     ),
     *mapped(
-        ONLINE,
-        (
-            ("grpo.num_prompts_per_step", "algorithm.tasks_per_step", ""),
-            ("grpo.num_generations_per_prompt", "algorithm.group_size", ""),
-            ("grpo.max_rollout_turns", "env.max_turns", "model calls of a rollout"),
-            ("grpo.normalize_rewards", "algorithm.scale", "true there is std here, false none"),
-            ("loss_fn.ratio_clip_min", "algorithm.clip_low", ""),
-            ("loss_fn.ratio_clip_max", "algorithm.clip_high", ""),
-        ),
-    ),
-    *mapped(
         VERBS,
         (
             ("checkpointing.checkpoint_dir", "trainer.output", "the run directory; checkpoints are in checkpoints/ of it"),
-            ("checkpointing.save_period", "trainer.save_every", ""),
             ("checkpointing.keep_top_k", "trainer.keep_last", "the newest so many; trainer.keep_best keeps the best one besides"),
             ("checkpointing.checkpoint_must_save_by", "trainer.max_time_s", "DD:HH:MM:SS there, seconds here"),
         ),
     ),
     *mapped(
-        OFFLINE,
-        (
-            ("checkpointing.metric_name", "trainer.watch", "val:validation-NAME_loss there is NAME/loss here"),
-            ("checkpointing.higher_is_better", "trainer.watch_for", "true there is highest here"),
-        ),
-    ),
-    *mapped(
         VERBS,
         (
+            (
+                "checkpointing.metric_name",
+                "trainer.watch",
+                "val:validation-NAME_loss there is NAME/loss here, val:accuracy of tasks NAME/reward",
+            ),
+            ("checkpointing.higher_is_better", "trainer.watch_for", "true there is highest here"),
             ("policy.model_name", "policy.model", "a hub name, a directory, a run"),
             ("policy.precision", "policy.compute_dtype", "weights and optimizer stay float32"),
             ("policy.train_micro_batch_size", "policy.microbatch_tokens", _MICROBATCH),
@@ -100,19 +87,14 @@ MAPPED: tuple[NemoRLKey, ...] = (
             ("cluster.gpus_per_node", "policy.device", "one GPU, cuda, however many there are"),
         ),
     ),
-    *mapped(ONLINE, (("policy.generation.max_new_tokens", "sampler.max_tokens", "tokens of one completion"),)),
+    *ONLINE_MAPPED,
     *mapped(
         VERBS,
         (
             ("data.train.data_path", "data.train", "a JSONL file; a path is taken from where training starts"),
             ("data.train", "data.train", "[{path: a.jsonl, weight: 1}, ...] for several files"),
             ("data.train_data_path", "data.train", ""),
-        ),
-    ),
-    *mapped(OFFLINE, (("data.train.repeat", "data.train", "the weight of [{path: a.jsonl, weight: 2}]"),)),
-    *mapped(
-        OFFLINE,
-        (
+            ("data.train.repeat", "data.train", "the weight of [{path: a.jsonl, weight: 2}]"),
             ("data.validation.data_path", "data.validation", "{default: FILE}"),
             ("data.validation", "data.validation", "{NAME: FILE}"),
             ("data.val_data_path", "data.validation", "{default: FILE}"),
@@ -121,19 +103,23 @@ MAPPED: tuple[NemoRLKey, ...] = (
     ),
 )
 
-KEYS: tuple[NemoRLKey, ...] = (*MAPPED, *ABSENT)
+KEYS: tuple[NemoRLKey, ...] = (*MAPPED, *ONLINE_ABSENT, *ABSENT)
 
 
 def find_key(dotted: str, verb: Verb) -> NemoRLKey | None:
-    """The row for a key of NeMo RL's config for `verb`: that of the key itself, else of the nearest section; None when unknown."""
+    """The row for a key of NeMo RL's config for `verb`: that of the key itself, else of the nearest section; None when unknown.
+
+    A key of its sections ppo and distillation that has no row is read as one of grpo.
+    """
     head, _, tail = dotted.partition(".")
     section = next((one for one in VERBS if one == head), verb)
-    name = f"ALGORITHM.{tail}" if head in VERBS else dotted
+    names = [dotted]
+    if head in LIKE_GRPO:
+        names.append(f"grpo.{tail.replace('async_ppo.', 'async_grpo.')}")
+    general = [f"ALGORITHM.{tail}"] if head in (*VERBS, *LIKE_GRPO) else []
     rows = {key.theirs: key for key in KEYS if section in key.verbs}
-    for candidate in (dotted, name, *_sections(dotted)):
-        if candidate in rows:
-            return rows[candidate]
-    return None
+    candidates = [*names, *general, *(above for name in names for above in _sections(name))]
+    return next((rows[one] for one in candidates if one in rows), None)
 
 
 def _sections(dotted: str) -> list[str]:

@@ -1,13 +1,18 @@
 """The settings of online reinforcement learning: tasks, environments, sampler, algorithm. Imports no torch."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gym_bridge.config import StrictModel
 from gym_bridge.errors import nearest
+from gym_bridge.schemas.play_settings import LimitSettings
 from gym_bridge.schemas.rl_presets import PRESETS
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class TaskFile(StrictModel):
@@ -37,10 +42,13 @@ class CurriculumSettings(StrictModel):
 
 
 class GRPOData(StrictModel):
-    """Tasks for online training; or what was played before: exactly one of train, rollouts, groups and replay."""
+    """Tasks for online training; or what was played before: one of train, rollouts, groups and replay."""
 
     train: Path | tuple[TaskFile, ...] | None = None
-    """A JSONL file of NeMo Gym task rows, or several as [{path: a.jsonl, weight: 2, name: maths}, {path: b.jsonl}]."""
+    """A JSONL file of NeMo Gym task rows, or several as [{path: a.jsonl, weight: 2, name: maths}, {path: b.jsonl}]. null: tasks
+    that env.server makes, where it is one of ours that can."""
+    num_tasks: PositiveInt = 512
+    """How many tasks it makes."""
     validation: dict[str, Path] = Field(default={})
     """Held-out task files by name, such as {held_out: heldout.jsonl}, played greedily and sampled every trainer.validate_every
     steps; each name begins its metrics: validation/held_out/reward."""
@@ -65,17 +73,22 @@ class GRPOData(StrictModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> "GRPOData":
-        """Raises ValueError for no source of steps, or several."""
+        """Raises ValueError for several sources of steps."""
         given = [name for name in ("train", "rollouts", "groups", "replay") if getattr(self, name) is not None]
-        if len(given) != 1:
-            told = " and ".join(f"data.{name}" for name in given) or "none"
+        if len(given) > 1:
+            told = " and ".join(f"data.{name}" for name in given)
             raise ValueError(f"expected one of data.train, data.rollouts, data.groups and data.replay, got {told}")
-        if given != ["train"] and self.curriculum is not None:
+        if self.is_stored and self.curriculum is not None:
             raise ValueError(f"data.curriculum chooses tasks to play; with data.{given[0]} none is played")
         return self
 
+    @property
+    def is_stored(self) -> bool:
+        """True where steps come from what was played before, and nothing is played."""
+        return any(one is not None for one in (self.rollouts, self.groups, self.replay))
 
-class EnvSettings(StrictModel):
+
+class EnvSettings(LimitSettings):
     """Where rollouts are played and verified: exactly one of server, agent_url, head_url and gym_configs."""
 
     server: str | None = None
@@ -95,20 +108,8 @@ class EnvSettings(StrictModel):
     """HOST:PORT where the policy's endpoint listens for agents; port 0: any free one, for gym_configs, which are told of it."""
     cohort: bool | None = None
     """Play the rollouts of a task together, for verifiers that compare them. null: as the server's config says."""
-    max_turns: PositiveInt = 8
-    """Model calls of a rollout at most; it is verified as it stands, and marked truncated."""
-    max_tool_calls: PositiveInt | None = None
-    """Tool calls of a rollout at most; null: no limit."""
-    max_total_tokens: PositiveInt | None = None
-    """Tokens of a conversation at most; null: the model's context."""
     concurrency: PositiveInt = 64
     """Rollouts in flight."""
-    request_timeout_s: PositiveFloat = 300.0
-    """Seconds that one tool call or verification may take."""
-    rollout_timeout_s: PositiveFloat = 600.0
-    """Seconds after which a rollout fails."""
-    max_attempts: PositiveInt = 3
-    """Tries of a rollout that fails, each in a fresh session."""
     patience_s: PositiveFloat = 600.0
     """Seconds that a server may be away before training stops; tries meanwhile are not counted."""
     max_failure_rate: float = Field(default=0.5, ge=0, le=1)
@@ -135,8 +136,8 @@ class SamplerSettings(StrictModel):
 
     kind: str = "local"
     """local: in this process; vllm: servers at `url`; or a dotted path to a sampler of your own: package.module:Name, called with
-    (policy, settings)."""
-    url: tuple[str, ...] = ()
+    (policy, settings, overlaps=..., run=...): whether it plays while the policy steps, and the run's directory."""
+    url: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     """With kind=vllm: base URLs of the replicas, such as [http://127.0.0.1:8000]; a rollout keeps to one."""
     transfer: Literal["auto", "disk", "nccl", "ipc"] = "auto"
     """How weights reach vLLM: a safetensors directory that both sides see, NCCL, or CUDA IPC on one machine. auto: disk on a CPU,
@@ -170,8 +171,8 @@ class OverlapSettings(StrictModel):
     """Playing while the trainer steps."""
 
     max_staleness: int = Field(default=0, ge=0)
-    """By how many versions the weights that sampled a group may be older than those that train on it. 0: rollouts and steps take
-    turns."""
+    """By how many batches the weights that sampled a group may be older than those that train on it; a version each, where a batch
+    is one update. 0: rollouts and steps take turns."""
     in_flight_updates: bool = False
     """Weights change while rollouts are under way; false: those under way are played to their end first."""
 
@@ -199,6 +200,14 @@ class RewardScale(StrictModel):
     target: tuple[float, float] = (0.0, 1.0)
     """What these become."""
 
+    @field_validator("source")
+    @classmethod
+    def _rising(cls, source: tuple[float, float]) -> tuple[float, float]:
+        """Raises ValueError for a source without extent."""
+        if source[0] >= source[1]:
+            raise ValueError("the lowest reward comes first and is below the highest")
+        return source
+
 
 class GRPOAlgorithm(StrictModel):
     """Policy-gradient reinforcement learning on groups; `preset` names a published combination of the settings below it."""
@@ -213,7 +222,7 @@ class GRPOAlgorithm(StrictModel):
     epochs_per_batch: PositiveInt = 1
     """Passes over a batch of rollouts."""
     minibatches: PositiveInt = 1
-    """Updates of one pass, each on its share of the batch's rollouts."""
+    """Updates of one pass, each on its share of the batch's groups."""
 
     estimator: str = "group"
     """group: a rollout's reward against its group's; components: each component of the reward for itself (GDPO); gae: with a value
@@ -227,7 +236,8 @@ class GRPOAlgorithm(StrictModel):
     component_weights: dict[str, float] = Field(default={})
     """With estimator=components: weights of the components by name; those that are not named weigh 1."""
     credit: Literal["rollout", "turn"] = "rollout"
-    """rollout: every token has its rollout's advantage; turn: rewards of single turns count from the turn on that earned them."""
+    """rollout: every token has its rollout's advantage; turn: rewards count from the turn on that earned them, compared with the
+    same turn of the siblings; with baseline=leave_one_out and scale=none without bias, whenever rollouts end."""
 
     loss: str = "clipped"
     """clipped: PPO's surrogate; cispo: a clipped weight, no token loses its gradient; reinforce: no ratio; or a dotted path to a
@@ -289,7 +299,7 @@ class GRPOAlgorithm(StrictModel):
     dynamic_sampling: bool = False
     """Groups without a signal are replaced by further ones, until the batch is full."""
     max_refills: PositiveInt = 10
-    """How many times the groups of a batch may be played, before it trains with those that have a signal."""
+    """How many times more groups of a batch may be played, before it trains with those that have a signal."""
 
     @model_validator(mode="before")
     @classmethod
@@ -337,6 +347,22 @@ def _rules(chosen: GRPOAlgorithm) -> list[tuple[bool, str]]:
         (
             chosen.correction == "none" or chosen.old_logprobs == "trainer",
             f"algorithm.correction={chosen.correction} corrects the trainer's log-probs; set algorithm.old_logprobs=trainer",
+        ),
+        (
+            chosen.baseline != "none" or chosen.scale == "none" or chosen.estimator not in ("group", "components"),
+            "algorithm.baseline=none centres nothing that algorithm.scale=std could divide; set algorithm.scale=none",
+        ),
+        (chosen.kl_in == "loss" or chosen.beta > 0, "algorithm.kl_in=reward has no effect without algorithm.beta"),
+        (
+            chosen.overlong_penalty == GRPOAlgorithm.model_fields["overlong_penalty"].default or chosen.overlong_buffer is not None,
+            "algorithm.overlong_penalty has no effect without algorithm.overlong_buffer",
+        ),
+        *(
+            (
+                getattr(chosen, name) is None or chosen.estimator not in ("components", "teacher"),
+                f"algorithm.{name} has no effect on algorithm.estimator={chosen.estimator}, which does not take the whole reward",
+            )
+            for name in ("reward_scale", "reward_shaping", "truncated_factor", "overlong_buffer")
         ),
         (chosen.correction_low < chosen.correction_high, "algorithm.correction_low must be below algorithm.correction_high"),
         (chosen.estimator != "teacher" or chosen.teacher is not None, "algorithm.estimator=teacher needs algorithm.teacher"),

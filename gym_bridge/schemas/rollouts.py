@@ -91,6 +91,7 @@ class BridgeFields(TypedDict, total=False):
     num_output_tokens: int
     attempt: int
     policy_versions: list[int]
+    turn_rewards: list[float]
     timings_s: dict[str, float]
     failure: dict[str, Any]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from gym_bridge.schemas.rollouts import Group, Item, Row
+from gym_bridge.schemas.rollouts import Group, Item, Rollout, Row
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams, TrainingSequence, TurnTokens
 
 if TYPE_CHECKING:
@@ -207,11 +207,15 @@ class StepSource(Protocol):
         ...
 
 
+AttemptTold = Callable[[Sequence[Rollout], int], None]
+"""Told of every attempt as it ends: its rollouts, and how many rollouts have ended with it, 0 when it is tried again."""
+
+
 class Collector(Protocol):
     """Plays tasks and yields their rollouts, a whole group at a time, in order of completion."""
 
-    def groups(self, tasks: Iterable[Row], *, group_size: int) -> AsyncIterator[Group]:
-        """A group for every task; failed members are in it."""
+    def groups(self, tasks: Iterable[Row], *, group_size: int, told: AttemptTold | None = None) -> AsyncIterator[Group]:
+        """A group for every task; failed members are in it. `told` hears of every attempt as it ends."""
         ...
 
     async def close(self) -> None:

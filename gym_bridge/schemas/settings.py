@@ -70,9 +70,10 @@ class TrainerSettings(StrictModel):
     validate_every: PositiveInt | None = None
     """Steps between validations on data.validation; the first is before all steps, the last after them. null: only these two."""
     watch: str | None = None
-    """Validation metric that tells which checkpoint is best, such as held_out/accuracy; null: the first set's loss."""
-    watch_for: Literal["lowest", "highest"] = "lowest"
-    """Which value of it is best."""
+    """Validation metric that tells which checkpoint is best, such as held_out/accuracy; null: the first set's loss, or its reward
+    where tasks are played."""
+    watch_for: Literal["lowest", "highest"] | None = None
+    """Which value of it is best; null: highest for rewards and accuracies, lowest for all else."""
     keep_best: bool = False
     """Save a checkpoint at each best validation and keep the newest of those too; checkpoints/best leads to it."""
     patience: PositiveInt | None = None
@@ -222,7 +223,7 @@ class GRPOSettings(StrictModel):
     shorthands: ClassVar = {"algorithm": "algorithm.preset"}
 
     policy: PolicySettings = PolicySettings()
-    data: GRPOData
+    data: GRPOData = GRPOData()
     env: EnvSettings | None = None
     """Not where data.rollouts, data.groups or data.replay stand in for playing."""
     sampler: SamplerSettings = SamplerSettings()
@@ -233,8 +234,13 @@ class GRPOSettings(StrictModel):
     @model_validator(mode="after")
     def _consistent(self) -> "GRPOSettings":
         """Raises ValueError for sections that contradict each other."""
-        if self.data.train is not None and self.env is None:
-            raise ValueError("data.train needs somewhere to play: set env.server, env.agent_url, env.head_url or env.gym_configs")
+        if self.env is None and not self.data.is_stored:
+            raise ValueError("training needs somewhere to play: set env.server, env.agent_url, env.head_url or env.gym_configs")
+        server = None if self.env is None else self.env.server
+        if not self.data.is_stored and self.data.train is None and (server is None or "://" in server):
+            raise ValueError("data.train is required: only a server that env.server names makes tasks; set data.train=...")
+        if (self.data.rollouts or self.data.groups) is not None and self.algorithm.old_logprobs == "trainer":
+            raise ValueError("algorithm.old_logprobs=trainer: the policy that played stored rollouts is gone; set it to sampler")
         num_rollouts = self.algorithm.tasks_per_step * self.algorithm.group_size
         if self.sampler.lockstep and self.env is not None and self.env.concurrency < num_rollouts:
             raise ValueError(f"sampler.lockstep needs env.concurrency >= {num_rollouts}, a whole batch, got {self.env.concurrency}")

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gym_bridge.errors import DataError
-from gym_bridge.io.inline_tokens import inline_turns
-from gym_bridge.io.rollout_reader import RolloutView, view_row
-from gym_bridge.io.token_store import TokenStore
-from gym_bridge.schemas.rollouts import ATTEMPT_INDEX, RolloutKey, Row
+from gym_bridge.io.rollout_reader import view_row
+from gym_bridge.schemas.rollouts import RolloutKey, Row
 from gym_bridge.schemas.tokens import TrainingSequence, TurnTokens
 from gym_bridge.tokens.chat_samples import weight_of
 from gym_bridge.tokens.conversation_samples import TrainOn
+from gym_bridge.tokens.rollout_turns import RolloutTurns
 from gym_bridge.tokens.trajectory import build_trajectory, training_sequences
 
 
@@ -20,8 +18,7 @@ class RolloutSamples:
     """The sequences of the rollouts of one file, `R.jsonl`, whose ids stand in its rows or in `R.tokens/` beside it."""
 
     def __init__(self, path: Path, *, train_on: TrainOn = "all", weight: str | None = None, min_reward: float | None = None):
-        store = token_directory(path)
-        self._store = TokenStore(store) if store.is_dir() else None
+        self._turns = RolloutTurns(token_directory(path))
         self._train_on: TrainOn = train_on
         self._weight, self._min_reward = weight, min_reward
 
@@ -35,7 +32,7 @@ class RolloutSamples:
             return reason
         if self._min_reward is not None and view.reward is not None and view.reward < self._min_reward:
             return "low_reward"
-        turns = self._turns(row, view)
+        turns = self._turns.of(row, view)
         if self._train_on == "final":
             turns = _last_segment(turns)
         if not any(turn.completion_ids for turn in turns):
@@ -46,22 +43,6 @@ class RolloutSamples:
             sequences = [_trained_at_the_end(sequences[-1], len(turns[-1].completion_ids))]
         weight = weight_of(row, self._weight)
         return tuple(replace(one, weight=weight) for one in sequences)
-
-    def _turns(self, row: Row, view: RolloutView) -> tuple[TurnTokens, ...]:
-        """The model calls of a rollout; none where its endpoint did not report the ids of each."""
-        stored = self._stored(row, view)
-        return stored or inline_turns(row)
-
-    def _stored(self, row: Row, view: RolloutView) -> tuple[TurnTokens, ...]:
-        if self._store is None or view.task_index is None or view.rollout_index is None:
-            return ()
-        attempt = (row.get("gym_bridge") or {}).get("attempt", row.get(ATTEMPT_INDEX, 0))
-        try:
-            return self._store.read((view.task_index, view.rollout_index, attempt if type(attempt) is int else 0))
-        except DataError as error:
-            if error.path == self._store.directory:  # it holds none of this rollout; a torn chunk is another matter
-                return ()
-            raise
 
 
 def token_directory(path: Path) -> Path:

@@ -1,13 +1,15 @@
 """Which validation was best, and whether better ones may still be hoped for."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.settings import TrainerSettings
 
 PREFIX = "validation/"
+HIGHEST = ("reward", "reward_low", "reward_high", "reward_greedy", "solved", "accuracy")
+"""Metrics of which the highest value is best, unless trainer.watch_for says otherwise."""
 NEED_VALIDATION = ("validate_every", "watch", "watch_for", "keep_best", "patience")
 
 
@@ -41,10 +43,10 @@ class Watch:
         """
         name = self.watched(metrics)
         self.validated = version
-        if name is None or version == 0:
+        if version == 0:
             return False
-        value = metrics[name]
-        if math.isfinite(value) and (self.best is None or self._is_better(value, self.best)):
+        value = math.nan if name is None else metrics[name]
+        if name is not None and math.isfinite(value) and (self.best is None or self._is_better(name, value, self.best)):
             self.best, self.best_version, self.num_worse = value, version, 0
             return True
         self.num_worse += self._is_regular(version)
@@ -56,19 +58,27 @@ class Watch:
         return self.settings.patience is not None and self.num_worse >= self.settings.patience
 
     def watched(self, metrics: Mapping[str, float]) -> str | None:
-        """The metric that is watched; None when nothing has to be and there is no loss. Raises ConfigError when it is not there."""
+        """The metric that is watched: the one that is asked for, else the first set's loss, or its reward where tasks are played.
+
+        None when nothing has to be watched, and when all rollouts of the set failed, so that it has no reward this time. Raises
+        ConfigError when the metric is not there.
+        """
         known = {name.removeprefix(PREFIX): name for name in metrics}
+        first_set = next(iter(known), "").rpartition("/")[0]
         asked = self.settings.watch
         if asked is None:
             losses = [name for name in known if name == "loss" or name.endswith("/loss")]
-            if losses or not (self.settings.keep_best or self.settings.patience):
-                return next((known[name] for name in losses), None)
-            raise ConfigError(f"trainer.watch: there is no loss to watch; there are {', '.join(known) or 'no metrics'}")
-        name = asked.removeprefix(PREFIX)
-        if name not in known:
-            there = ", ".join(known) or "none"
+            name = next(iter(losses), f"{first_set}/reward")
+        else:
+            name = asked.removeprefix(PREFIX)
+        if name in known or _all_failed(known, name.rpartition("/")[0]):
+            return known.get(name)
+        there = ", ".join(known) or "none"
+        if asked is not None:
             raise ConfigError(f"trainer.watch: {asked!r} is no validation metric of this run; there are {there}")
-        return known[name]
+        if self.settings.keep_best or self.settings.patience:
+            raise ConfigError(f"trainer.watch: there is no loss or reward to watch; name one of {there}")
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which `load_state_dict` continues."""
@@ -84,8 +94,14 @@ class Watch:
         every = self.settings.validate_every
         return every is not None and version > 0 and version % every == 0
 
-    def _is_better(self, value: float, than: float) -> bool:
-        return value < than if self.settings.watch_for == "lowest" else value > than
+    def _is_better(self, name: str, value: float, than: float) -> bool:
+        by_nature = "highest" if name.rpartition("/")[2] in HIGHEST else "lowest"
+        return value > than if (self.settings.watch_for or by_nature) == "highest" else value < than
+
+
+def _all_failed(known: Collection[str], name: str) -> bool:
+    """Whether the tasks of the set `name` were played and none of their rollouts has a reward."""
+    return f"{name}/num_failed" in known and f"{name}/reward" not in known
 
 
 def check_validation_settings(settings: TrainerSettings, *, validates: bool) -> None:

@@ -1,15 +1,32 @@
 """Experience: a verified rollout as a batch trains on it. T = tokens of a sequence, N = trained tokens of the rollout."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
-from gym_bridge.schemas.rollouts import RolloutKey
+from gym_bridge.algorithms.rewards import overlong_penalty, scaled
+from gym_bridge.config import load_object
+from gym_bridge.errors import ConfigError, PolicyError
+from gym_bridge.schemas.rollouts import Rollout, RolloutKey, Row
+from gym_bridge.schemas.settings import GRPOSettings
 from gym_bridge.schemas.tokens import TrainingSequence
+from gym_bridge.tokens.trajectory import build_trajectory, training_sequences
+from gym_bridge.trainers.group_stream import PlayedGroup
 
 Advantage = float | np.ndarray
 """Of a rollout's every trained token, or [N] float32 of each, over its sequences in order."""
+Shaping = Callable[[Row, float], float]
+"""(row, reward) -> the reward to train on."""
+
+COMPONENT_PREFIX = "reward/"
+
+log = logging.getLogger(__name__)
+
+MAX_LOGPROB = 1e-3  # a log-prob is at most 0, but for the rounding of a sampler in low precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +59,132 @@ class Experience:
 
 ExperienceGroup = tuple[Experience, ...]
 """The verified members of a group."""
+
+
+def experiences_of(played: Sequence[PlayedGroup], settings: GRPOSettings) -> list[ExperienceGroup]:
+    """For each group its members that were verified and are not masked by `mask_sample`; it may be empty.
+
+    A rollout without tokens among others that have them, and one whose completions are all empty, has no sequences: its reward
+    counts in the baseline, and nothing of it trains.
+
+    Raises PolicyError where no rollout has tokens, and for a token without a log-prob; ConfigError for a reward_shaping that gives
+    no number.
+    """
+    shaping = _shaping(settings.algorithm.reward_shaping)
+    members = [[rollout for rollout in one.group.verified if not is_masked(rollout.row)] for one in played]
+    _check_tokens([rollout for group in members for rollout in group])
+    return [
+        tuple(_experience(rollout, one, settings, shaping) for rollout in group) for one, group in zip(played, members, strict=True)
+    ]
+
+
+def is_masked(row: Row) -> bool:
+    """True for a rollout that its environment says is not to be trained on."""
+    instance = row.get("instance_config")
+    return bool(row.get("mask_sample") or (isinstance(instance, Mapping) and instance.get("mask_sample")))
+
+
+def _experience(rollout: Rollout, played: PlayedGroup, settings: GRPOSettings, shaping: Shaping | None) -> Experience:
+    _check_logprobs(rollout)
+    verified = float(rollout.row["reward"])
+    sequences = training_sequences(build_trajectory(rollout.key, rollout.turns), advantage=0.0)
+    return Experience(
+        key=rollout.key,
+        environment=played.environment,
+        verified_reward=verified,
+        reward=_trained_reward(rollout, verified, settings, shaping),
+        components=_components(rollout.row),
+        turn_rewards=_turn_rewards(rollout, needed=settings.algorithm.credit == "turn"),
+        truncated=rollout.truncated,
+        policy_version=min((turn.policy_version for turn in rollout.turns), default=played.version),
+        sequences=tuple(replace(one, origin=_name(rollout)) for one in sequences),
+        turn_lengths=tuple(len(turn.completion_ids) for turn in rollout.turns),
+        trains=not (settings.algorithm.overlong_filter and rollout.truncated),
+    )
+
+
+def _name(rollout: Rollout) -> str:
+    return f"rollout {rollout.key.task_index}-{rollout.key.rollout_index}"
+
+
+def _check_tokens(rollouts: Sequence[Rollout]) -> None:
+    """Raises PolicyError where model calls were made and none has token ids; tells of rollouts that are alone in that."""
+    without = [one for one in rollouts if not one.turns and one.row.get("gym_bridge", {}).get("num_turns", 1)]
+    if without and len(without) == len(rollouts):
+        raise PolicyError(
+            f"{_name(without[0])}: its model calls have no token ids, nor have those of any other rollout; the sampler must report "
+            "token ids and log-probs: play with sampler.kind=local or vllm, or have the model endpoint of the agents report them"
+        )
+    for one in without:
+        log.warning("%s: its model calls have no token ids; it counts in its group's baseline and does not train", _name(one))
+
+
+def _check_logprobs(rollout: Rollout) -> None:
+    """Raises PolicyError unless every sampled token has a log-prob."""
+    for number, turn in enumerate(rollout.turns):
+        if len(turn.logprobs) != len(turn.completion_ids):
+            raise PolicyError(
+                f"{_name(rollout)}: turn {number} has {len(turn.logprobs)} log-probs for {len(turn.completion_ids)} sampled "
+                "tokens; the sampler must report one for every token"
+            )
+        wrong = [one for one in turn.logprobs if one is None or not -math.inf < one <= MAX_LOGPROB]
+        if wrong:
+            raise PolicyError(
+                f"{_name(rollout)}: turn {number} has the log-prob {wrong[0]} for a sampled token; the sampler must "
+                "report a finite number of at most 0 for every token"
+            )
+
+
+def _trained_reward(rollout: Rollout, verified: float, settings: GRPOSettings, shaping: Shaping | None) -> float:
+    """Scaled, then shaped, then lessened where the rollout is truncated, then penalised where it is overlong."""
+    algorithm, reward = settings.algorithm, verified
+    if algorithm.reward_scale is not None:
+        reward = scaled(reward, source=algorithm.reward_scale.source, target=algorithm.reward_scale.target)
+    if shaping is not None:
+        reward = shaping(rollout.row, reward)
+        if isinstance(reward, bool) or not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
+            told = f"{reward!r} for {_name(rollout)}; expected a finite number"
+            raise ConfigError(f"algorithm.reward_shaping={algorithm.reward_shaping!r} gave {told}")
+    if algorithm.truncated_factor is not None and rollout.truncated:
+        reward *= algorithm.truncated_factor
+    if algorithm.overlong_buffer is not None:
+        reward += _penalty(rollout, settings, buffer=algorithm.overlong_buffer)
+    return float(reward)
+
+
+def _penalty(rollout: Rollout, settings: GRPOSettings, *, buffer: int) -> float:
+    """DAPO's, of the rollout's longest completion: each turn has the limit of tokens to itself."""
+    params = rollout.row.get("responses_create_params") or {}
+    limit = min(settings.sampler.max_tokens, params.get("max_output_tokens") or settings.sampler.max_tokens)
+    longest = max((len(turn.completion_ids) for turn in rollout.turns), default=0)
+    return overlong_penalty(longest, limit=limit, buffer=buffer, size=settings.algorithm.overlong_penalty)
+
+
+def _shaping(path: str | None) -> Shaping | None:
+    """Raises ConfigError when there is no such function."""
+    if path is None:
+        return None
+    shaping = load_object(path)
+    if not callable(shaping):
+        raise ConfigError(f"algorithm.reward_shaping={path!r} is {type(shaping).__name__}, no function of a row and its reward")
+    return cast(Shaping, shaping)
+
+
+def _components(row: Row) -> dict[str, float]:
+    """The numbers of `reward_components`, and of top-level keys `reward/NAME`."""
+    told = row.get("reward_components")
+    parts = dict(told) if isinstance(told, Mapping) else {}
+    parts |= {name.removeprefix(COMPONENT_PREFIX): value for name, value in row.items() if name.startswith(COMPONENT_PREFIX)}
+    return {name: float(value) for name, value in parts.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
+def _turn_rewards(rollout: Rollout, *, needed: bool) -> tuple[float, ...]:
+    """Raises PolicyError where they are needed and not as many as turns."""
+    told = rollout.row.get("gym_bridge", {}).get("turn_rewards")
+    if isinstance(told, list) and len(told) == len(rollout.turns):
+        return tuple(map(float, told))
+    if told is not None and needed:
+        count = f"{len(told)} entries" if isinstance(told, list) else f"the value {told!r}"
+        expected = f"expected a number for each of {len(rollout.turns)} turns"
+        raise PolicyError(f"{_name(rollout)}: gym_bridge.turn_rewards has {count}; {expected}")
+    return ()

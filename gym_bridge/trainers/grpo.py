@@ -1,221 +1,190 @@
-"""GRPO: the policy plays groups of rollouts, and each sampled token is pushed by its rollout's advantage within the group.
+"""Online reinforcement learning: the policy plays groups of rollouts, and each sampled token is pushed by its advantage.
 
-How this departs from the paper (Shao et al. 2024, arXiv 2402.03300):
+With the defaults this is GRPO (Shao et al. 2024, arXiv 2402.03300) with these departures:
 - the ratio is taken against the log-probs that the sampler reported, not against a second forward pass of the trainer: one
-  ratio corrects both the age of the sample and the gap between sampler and trainer;
-- the loss is the mean over all sampled tokens of the step (DAPO), not the mean of each rollout's mean;
-- there is no KL term and no reference model;
-- each batch of rollouts trains once.
+  ratio corrects both the age of the sample and the gap between sampler and trainer (`algorithm.old_logprobs`);
+- the loss is the mean over all sampled tokens of the step (DAPO), not the mean of each rollout's mean (`normalise_by`);
+- there is no KL term and no reference model (`beta`);
+- each batch of rollouts trains once (`epochs_per_batch`, `minibatches`).
+
+The steps of one batch: groups from a stream, their rewards, the log-probs and values that the algorithm needs, advantages, and
+then one update for each minibatch of each pass.
 """
 
-import asyncio
-import itertools
 import random
-import threading
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from gym_bridge.algorithms.advantages import group_advantages
-from gym_bridge.algorithms.losses import clipped_surrogate
 from gym_bridge.errors import PolicyError
-from gym_bridge.io.rollout_log import RolloutLog
+from gym_bridge.io.step_records import read_step, remove_steps, write_step
 from gym_bridge.policy.packing import plan_microbatches
-from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Group, Row
-from gym_bridge.schemas.seams import Collector, Loss, LossFn, TrainedTokens, TrainStep
-from gym_bridge.schemas.settings import GRPOAlgorithm, GRPOSettings
-from gym_bridge.schemas.tokens import TrainingSequence
-from gym_bridge.tokens.trajectory import build_trajectory, training_sequences
+from gym_bridge.schemas.seams import TrainStep
+from gym_bridge.schemas.settings import GRPOSettings
+from gym_bridge.trainers.alarms import Alarms
+from gym_bridge.trainers.columns import Columns
+from gym_bridge.trainers.estimators import Rollouts, advantaged, has_signal, value_metrics
+from gym_bridge.trainers.experience import ExperienceGroup, experiences_of
+from gym_bridge.trainers.group_stream import GroupStream, PlayedGroup
+from gym_bridge.trainers.rollout_metrics import batch_metrics
 
-MAX_EMPTY_STEPS = 20  # steps in a row without any group that has a signal
-
-
-def grpo_loss(settings: GRPOAlgorithm) -> LossFn:
-    """The clipped surrogate with the step's clip bounds; reports ratio, clipping and the sampler's gap.
-
-    `gap` is mean exp |logprobs - rollout_logprobs|, 1 when sampler and trainer agree.
-    """
-
-    def loss(logprobs: Tensor, columns: TrainedTokens) -> Loss:
-        if torch.isnan(columns.old_logprobs).any():
-            raise PolicyError("a sampled token has no log-prob; the sampler must report one for every token")
-        value, clipped = clipped_surrogate(
-            logprobs,
-            columns.old_logprobs,
-            columns.advantages,
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            num_tokens=columns.num_tokens,
-        )
-        with torch.no_grad():
-            difference = logprobs - columns.old_logprobs
-            metrics = {
-                "gap": float(difference.abs().exp().sum() / columns.num_tokens),
-                "ratio": float(difference.exp().sum() / columns.num_tokens),
-                "clip_fraction": float(clipped.sum() / columns.num_tokens),
-            }
-        return Loss(value, metrics)
-
-    return loss
+MAX_EMPTY_BATCHES = 20  # batches in a row without any group that has a signal
 
 
 class GRPOSource:
-    """Steps made of rollouts that the policy plays as it learns; the collector's event loop runs in a thread of its own.
+    """Steps over batches of groups. `ensure` sees to it that the sampler has the weights of a version; `records` is where steps
+    are kept, those to come of a batch and, with trainer.record, all; `environments` are told apart in the metrics."""
 
-    Tasks come in passes, each in its own seeded order. A group without spread in its rewards has advantages of 0 and is not
-    trained on; failed rollouts leave their group.
-    """
-
-    def __init__(self, tasks: list[Row], collector: Collector, log: RolloutLog, settings: GRPOSettings):
-        self.tasks, self.collector, self.log, self.settings = tasks, collector, log, settings
-        self._position = 0  # tasks taken
-        self._trained = 0  # tasks taken up to the last update
-        self._runner = _LoopThread()
+    def __init__(
+        self,
+        stream: GroupStream,
+        columns: Columns,
+        settings: GRPOSettings,
+        *,
+        records: Path,
+        alarms: Alarms,
+        version: int = 0,
+        environments: Sequence[str] = (),
+        ensure: Callable[[int], None] | None = None,
+    ):
+        self.stream, self.columns, self.settings, self.records, self.alarms = stream, columns, settings, records, alarms
+        self._environments, self._ensure, self._version = environments, ensure, version
+        self._updates: deque[TrainStep] = deque()  # still to come of the batch
+        self._begun = False  # a step on the batch was taken
+        self._saved = version  # of the newest checkpoint
 
     def next(self) -> TrainStep | None:
-        """Play the next tasks until some group has a signal; the metrics tell of every group played.
+        """The next update; a batch is gathered when the one before is used up. None when the stream has ended.
 
-        Raises PolicyError when no group has a signal for a long time, or when every rollout of a round failed.
+        Raises PolicyError when no group has a signal for a long time, or when more rollouts of a batch failed than may.
         """
-        played: list[Group] = []
-        for _ in range(MAX_EMPTY_STEPS):
-            groups = self._runner.run(self._collect(self._next_tasks()))
-            played += groups
-            if not any(group.verified for group in groups):
-                failure = groups[0].rollouts[0].failure
-                raise PolicyError(
-                    f"every rollout of a step failed, the first one with: {failure.message if failure else 'nothing'}"
-                )
-            sequences = [one for group in groups for one in self._sequences(group)]
-            if sequences:
-                microbatches = plan_microbatches(
-                    [(one,) for one in sequences],
-                    max_tokens=self.settings.policy.microbatch_tokens,
-                    share_prefixes=self.settings.policy.prefix_sharing,
-                )
-                return TrainStep(microbatches=microbatches, metrics=group_metrics(played))
-        raise PolicyError(
-            f"{MAX_EMPTY_STEPS} steps of {self.settings.algorithm.tasks_per_step} groups had no spread in their rewards; "
-            "the tasks are too hard or too easy for this policy"
-        )
+        if not self._updates:
+            groups, metrics = self._batch()
+            if not groups:
+                return None
+            self._updates.extend(self._updates_of(groups, metrics))
+            self._begun = False
+            if self.settings.trainer.record or len(self._updates) > 1:
+                for number, update in enumerate(self._updates, start=self._version + 1):
+                    write_step(self.records, number, update)
+        if self._ensure is not None:
+            self._ensure(self._version)
+        return self._updates[0]
 
     def stepped(self, version: int) -> None:
-        """The step was taken."""
-        self._trained = self._position
+        """The update was made."""
+        self._version, self._begun = version, True
+        self.stream.stepped(version)
+        self._updates.popleft()
+        if not self._updates:
+            self.stream.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tasks taken up to the last update; those of a step that was never finished are played again."""
-        return {"position": self._trained}
+        """The stream, and how many updates of a batch that has begun to train are still to come; these are on disk.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the last task of `state`."""
-        self._position = self._trained = int(state["position"])
+        What the checkpoint before this one may still have needed is kept.
+        """
+        if not self.settings.trainer.record:
+            remove_steps(self.records, below=self._saved + 1)
+            self._saved = self._version
+        coming = len(self._updates) if self._begun else 0
+        return {"stream": self.stream.state_dict(), "updates": coming, "alarms": self.alarms.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the last update of `state`. Raises DataError when the updates to come are not on disk."""
+        self.stream.load_state_dict(state["stream"])
+        self.alarms.load_state_dict(state["alarms"])
+        coming = range(self._version + 1, self._version + 1 + int(state["updates"]))
+        self._updates = deque(read_step(self.records, number) for number in coming)
+        self._begun = bool(self._updates)
 
     def close(self) -> None:
-        """End the collector and its thread; rollouts taken so far are on disk. Closing again does nothing."""
-        self._runner.close(self.collector.close)
-        self.log.close()
+        """End the stream; rollouts taken so far are on disk."""
+        self.stream.close()
 
-    def _next_tasks(self) -> list[Row]:
-        count = self.settings.algorithm.tasks_per_step
-        chosen = list(itertools.islice(self._order(self._position), count))
-        self._position += count
-        rows: list[Row] = []
-        seen: Counter[int] = Counter()  # a small task set may bring a task twice in one step
-        for row in chosen:
-            first = self.log.next_rollout_index(row[TASK_INDEX]) + seen[row[TASK_INDEX]] * self.settings.algorithm.group_size
-            rows.append({**row, ROLLOUT_INDEX: first})
-            seen[row[TASK_INDEX]] += 1
-        return rows
+    def _batch(self) -> tuple[list[Rollouts], dict[str, float]]:
+        """The rollouts of each group that trains, and the numbers of all that was played; nothing at the stream's end."""
+        started = time.perf_counter()
+        played: list[PlayedGroup] = []
+        for _ in range(MAX_EMPTY_BATCHES):
+            before = len(played)
+            gathered = self._gather(played)
+            if len(played) == before:
+                return [], {}
+            groups = [one for one in advantaged(self.columns.fill(gathered), self.settings) if one]
+            if groups:
+                now = {"version": self._version, "seconds": time.perf_counter() - started}
+                stored = self.settings.data.is_stored  # then another run's versions and another time's seconds
+                metrics = batch_metrics(played, environments=self._environments, **({} if stored else now))
+                metrics |= value_metrics(rollout for group in groups for rollout in group)
+                return groups, {**metrics, **self.columns.metrics(), **self.stream.metrics()}
+        raise PolicyError(without_signal(played, self.settings))
 
-    def _order(self, start: int) -> Iterator[Row]:
-        for position in itertools.count(start):
-            epoch, place = divmod(position, len(self.tasks))
-            order = list(range(len(self.tasks)))
-            random.Random(f"{self.settings.trainer.seed}-{epoch}").shuffle(order)
-            yield self.tasks[order[place]]
+    def _gather(self, played: list[PlayedGroup]) -> list[ExperienceGroup]:
+        """The groups of a batch, which `played` gains; with dynamic sampling those without a signal are replaced, as long as the
+        refills last."""
+        algorithm = self.settings.algorithm
+        groups: list[ExperienceGroup] = []
+        for _ in range(1 + algorithm.max_refills * algorithm.dynamic_sampling):
+            taken = self.stream.take(algorithm.tasks_per_step - len(groups))
+            played += taken
+            self._check_failures(taken)
+            found = experiences_of(taken, self.settings)
+            groups += [one for one in found if not algorithm.dynamic_sampling or has_signal(one, algorithm)]
+            if not taken or len(groups) == algorithm.tasks_per_step or not algorithm.dynamic_sampling:
+                return groups
+        return groups
 
-    async def _collect(self, tasks: list[Row]) -> list[Group]:
-        groups: list[Group] = []
-        async for group in self.collector.groups(tasks, group_size=self.settings.algorithm.group_size):
-            groups.append(group)
-            self.log.append_group((*group.retried, *group.rollouts))
-        self.log.sync()  # before the update that trains on them
-        return sorted(groups, key=lambda one: one.rollouts[0].key)
+    def _updates_of(self, groups: Sequence[Rollouts], metrics: Mapping[str, float]) -> Iterator[TrainStep]:
+        """An update for each minibatch of each pass; the first one tells of the batch, the last one's weights go to the sampler."""
+        policy = self.settings.policy
+        passes = range(self.settings.algorithm.epochs_per_batch)
+        parts = [part for number in passes for part in self._minibatches(groups, number)]
+        for number, part in enumerate(parts, start=1):
+            microbatches = plan_microbatches(
+                [(sequence,) for group in part for rollout in group for sequence in rollout],
+                max_tokens=policy.microbatch_tokens,
+                share_prefixes=policy.prefix_sharing,
+            )
+            yield TrainStep(microbatches=microbatches, metrics=dict(metrics) if number == 1 else {}, push=number == len(parts))
 
-    def _sequences(self, group: Group) -> list[TrainingSequence]:
-        members = group.verified
-        advantages = group_advantages(
-            [float(one.row["reward"]) for one in members], scale_by_std=self.settings.algorithm.scale == "std"
+    def _minibatches(self, groups: Sequence[Rollouts], number: int) -> list[Sequence[Rollouts]]:
+        """The groups of a pass in parts of about the same size, in an order of its own."""
+        count = min(self.settings.algorithm.minibatches, len(groups))
+        order = random.Random(f"{self.settings.trainer.seed}-{self._version}-{number}").sample(groups, len(groups))
+        ends = [len(order) * part // count for part in range(count + 1)]
+        return [order[start:end] for start, end in pairwise(ends)] if count > 1 else [groups]
+
+    def _check_failures(self, taken: Sequence[PlayedGroup]) -> None:
+        """Raises PolicyError when more rollouts failed than may."""
+        rollouts = [rollout for one in taken for rollout in one.group.rollouts]
+        failures = [one.failure for one in rollouts if one.failure is not None]
+        most = 1.0 if self.settings.env is None else self.settings.env.max_failure_rate
+        if failures and (len(failures) > most * len(rollouts) or len(failures) == len(rollouts)):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(str(one.type) for one in failures).most_common())
+            raise PolicyError(
+                f"{len(failures)} of {len(rollouts)} rollouts of a batch failed ({kinds}); env.max_failure_rate says how many may; "
+                f"the first one: {failures[0].message}"
+            )
+
+
+def without_signal(played: Sequence[PlayedGroup], settings: GRPOSettings) -> str:
+    """Why nothing could be learnt from what was played, and what to try."""
+    verified = [one for group in played for one in group.group.verified]
+    if settings.algorithm.overlong_filter and all(one.truncated for one in verified):
+        return (
+            f"all rollouts of {len(played)} groups in a row were truncated, and with algorithm.overlong_filter none of them "
+            f"trains; raise sampler.max_tokens ({settings.sampler.max_tokens}), or set algorithm.overlong_filter=false"
         )
-        if not any(advantages):
-            return []
-        return [
-            sequence
-            for rollout, advantage in zip(members, advantages, strict=True)
-            for sequence in training_sequences(build_trajectory(rollout.key, rollout.turns), advantage=advantage)
-        ]
-
-
-def group_metrics(groups: list[Group]) -> dict[str, float]:
-    """What a step's rollouts were: rewards, spread, lengths, failures by type."""
-    rollouts = [one for group in groups for one in group.rollouts]
-    verified = [one for one in rollouts if one.failure is None]
     rewards = [float(one.row["reward"]) for one in verified]
-    lengths = [sum(len(turn.completion_ids) for turn in one.turns) for one in verified]
-    failed = Counter(str(one.failure.type) for one in rollouts if one.failure is not None)
-    flat = [group for group in groups if len({one.reward for one in group.verified}) < 2]
-    means = {
-        "reward": rewards,
-        "completion_tokens": lengths,
-        "num_turns": [one.row["gym_bridge"]["num_turns"] for one in verified],
-        "truncated": [float(one.truncated) for one in verified],
-    }
-    metrics = {name: float(np.mean(values)) for name, values in means.items() if values}
-    return {
-        **metrics,
-        "reward_std": float(np.std(rewards)) if rewards else 0.0,
-        "num_rollouts": len(rollouts),
-        "num_groups_without_signal": len(flat),
-        "num_failed": sum(failed.values()),
-        **{f"num_failed/{name}": count for name, count in failed.items()},
-    }
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, for coroutines that a synchronous loop waits for."""
-
-    def __init__(self):
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="collector", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Any) -> Any:
-        """The coroutine's result; Ctrl-C cancels it first."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self, last: Callable[[], Awaitable[None]]) -> None:
-        """Cancel what runs, do `last` and end the thread; closing again does nothing."""
-        if self._loop.is_closed():
-            return
-
-        async def end() -> None:
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await last()
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(timeout=30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    told = f"{len(played)} groups in a row had no spread in their rewards: all between {min(rewards):g} and {max(rewards):g}"
+    if max(rewards) <= 0:
+        return (
+            f"{told}; the policy never succeeds, so that there is nothing to reinforce: warm it up by supervised fine-tuning on "
+            "rollouts that succeed (gym-bridge train sft), take easier tasks, or check env.max_turns and sampler.max_tokens "
+            f"({settings.sampler.max_tokens})"
+        )
+    return f"{told}; the tasks are too hard or too easy for this policy"

@@ -11,6 +11,11 @@ import orjson
 from gym_bridge.errors import NonFiniteLossError
 from gym_bridge.schemas.tokens import TrainingSequence
 
+COLUMNS = {
+    **{name: name for name in ("rollout_logprobs", "old_logprobs", "ref_logprobs", "returns", "old_values")},
+    "token_advantages": "advantages",  # each token's own, beside one number a sequence
+}
+
 
 @contextmanager
 def non_finite_batch_saved(run: Path, *, step: int) -> Iterator[None]:
@@ -31,15 +36,13 @@ def non_finite_batch_saved(run: Path, *, step: int) -> Iterator[None]:
 def save_batch(directory: Path, sequences: Sequence[TrainingSequence]) -> None:
     """Write `sequences.npz`, loaded without pickle, and `rows.json`, one object a sequence with its origin, to `directory`.
 
-    Tokens stand sequence after sequence in `token_ids`, `train_mask`, `rollout_logprobs` and `ref_logprobs` (NaN where there is
-    none); `lengths`, `advantages`, `weights` and `margins` have one number a sequence. Raises OSError when the disk refuses.
+    Tokens stand sequence after sequence in `token_ids`, `train_mask`, and the columns of COLUMNS (NaN where there is none);
+    `lengths`, `advantages`, `weights` and `margins` have one number a sequence. Raises OSError when the disk refuses.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    columns = {
-        name: _joined([_column(one, name) for one in sequences])
-        for name in ("token_ids", "train_mask", "rollout_logprobs", "ref_logprobs")
-    }
+    read = {"token_ids": "token_ids", "train_mask": "train_mask", **COLUMNS}
+    columns = {name: _joined([_column(one, column) for one in sequences]) for name, column in read.items()}
     numbers = {f"{name}s": np.array([getattr(one, name) for one in sequences]) for name in ("advantage", "weight", "margin")}
     lengths = np.array([len(one.token_ids) for one in sequences], dtype=np.int64)
     np.savez(directory / "sequences.npz", allow_pickle=False, lengths=lengths, **columns, **numbers)

@@ -5,10 +5,10 @@ from typing import cast
 from gym_bridge.config import load_object
 from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.seams import LossFn
-from gym_bridge.schemas.settings import DPOAlgorithm, SFTAlgorithm
+from gym_bridge.schemas.settings import DPOAlgorithm, GRPOAlgorithm, SFTAlgorithm
 
 
-def own_loss(settings: SFTAlgorithm | DPOAlgorithm) -> LossFn:
+def own_loss(settings: SFTAlgorithm | DPOAlgorithm | GRPOAlgorithm) -> LossFn:
     """The loss that the function at `settings.loss`, such as `my_package.losses:focal`, makes of the settings.
 
     Raises ConfigError when there is none, or what it makes cannot be called.

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -14,10 +13,7 @@ from gym_bridge.config import load_config
 from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.nemo_rl_key import VERBS
 from gym_bridge.schemas.nemo_rl_keys import KEYS, MAPPED, find_key, nemo_rl_keys
-
-CONFIGS = Path(__file__).parent / "nemo_rl_configs"
-STILL_NEEDED = {"sft": (), "rm": (), "dpo": ("data.train=a.jsonl", "data.validation.default=b.jsonl")}
-STILL_NEEDED["grpo"] = ("data.train=a.jsonl", "env.server=math")
+from tests.cli.nemo_rl_imports import CONFIGS, STILL_NEEDED, VERB_OF, imported
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -29,55 +25,18 @@ def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def imported(tmp_path: Path, verb: str, **sections: Any):
-    """What becomes of a config of NeMo RL with these sections and the verb's own."""
-    file = tmp_path / "theirs.yaml"
-    file.write_text(yaml.safe_dump({verb: {}} | sections))
-    return import_nemo_rl_config(file)
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_what_is_written_is_what_train_takes(gym_bridge, tmp_path, verb):
-    written = tmp_path / "ours.yaml"
-    ended = gym_bridge("nemo-rl", "import", CONFIGS / f"{verb}.yaml", "--output", written)
+@pytest.mark.parametrize("name", VERB_OF)
+def test_what_is_written_is_what_train_takes(gym_bridge, tmp_path, name):
+    written, verb = tmp_path / "ours.yaml", VERB_OF[name]
+    ended = gym_bridge("nemo-rl", "import", CONFIGS / f"{name}.yaml", "--output", written)
     assert ended.code == 0, ended.err
     assert f"gym-bridge train {verb} --config {written}" in ended.out
-    ended = gym_bridge("train", verb, "--config", written, "--dry-run", *STILL_NEEDED[verb])
+    ended = gym_bridge("train", verb, "--config", written, "--dry-run", *STILL_NEEDED[name])
     assert ended.code == 0, ended.err
-    for key in STILL_NEEDED[verb]:
-        others = [one for one in STILL_NEEDED[verb] if one != key]
+    for key in STILL_NEEDED[name]:
+        others = [one for one in STILL_NEEDED[name] if one != key]
         ended = gym_bridge("train", verb, "--config", written, "--dry-run", *others)
         assert (ended.code, f"{key.partition('=')[0]!r} is required" in ended.err) == (2, True)
-
-
-def test_grpo_is_translated_value_by_value(gym_bridge):
-    ended = gym_bridge("nemo-rl", "import", CONFIGS / "grpo.yaml")
-    assert yaml.safe_load(ended.out) == {
-        "policy": {
-            "model": "Qwen/Qwen2.5-1.5B",
-            "compute_dtype": "bfloat16",
-            "activation_checkpointing": False,
-            "microbatch_tokens": 2048,  # 4 rows of 512
-            "max_grad_norm": 1.0,
-            "optimizer": "adamw_fused",
-            "betas": [0.9, 0.999],  # torch's own, which the config leaves unsaid
-            "weight_decay": 0.01,
-            "lr": 5e-6,
-            "warmup_steps": 50,
-            "schedule": "constant_with_warmup",
-            "device": "cuda",
-        },
-        "data": {"train": "???"},
-        "env": {"max_turns": 1, "server": "???"},
-        "sampler": {"max_tokens": 512},
-        "algorithm": {"tasks_per_step": 32, "group_size": 16, "scale": "std", "clip_low": 0.2, "clip_high": 0.28},
-        "trainer": {"keep_last": 3, "save_every": 10, "output": "results/grpo", "max_steps": 1000000, "seed": 42},
-    }
-    assert "server: ???  # a resource server: its URL, or the name of one of ours; there it is math\n" in ended.out
-    named = [line for line in ended.err.splitlines() if line.startswith("not mapped: ")]
-    assert "not mapped: loss_fn.reference_policy_kl_penalty=0.01: the loss has no KL term" in named
-    assert "not mapped: grpo.use_leave_one_out_baseline=true: the baseline is the whole group's mean" in named
-    assert not any("use_dynamic_sampling" in line or "async_grpo" in line for line in named)  # off there as here
 
 
 def test_sft_is_translated_value_by_value():
@@ -118,9 +77,9 @@ def test_dpo_and_rm_count_pairs_as_two_rows():
     assert rm["data"]["validation"] == {"held_out": "held_out.jsonl"}
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_no_key_is_dropped_in_silence(verb, tmp_path):
-    config = read_nemo_rl_config(CONFIGS / f"{verb}.yaml")
+@pytest.mark.parametrize("name", VERB_OF)
+def test_no_key_is_dropped_in_silence(name, tmp_path):
+    config = read_nemo_rl_config(CONFIGS / f"{name}.yaml")
     config["policy"]["new_in_their_next_release"] = {"deep": 1}
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(config))
     found = import_nemo_rl_config(tmp_path / "theirs.yaml")
@@ -129,10 +88,10 @@ def test_no_key_is_dropped_in_silence(verb, tmp_path):
     assert ("policy.new_in_their_next_release.deep", 1, "no key of NeMo RL that is known here") in found.lost
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_key_that_is_named_is_named_to_the_user(verb, gym_bridge, tmp_path):
-    found = import_nemo_rl_config(CONFIGS / f"{verb}.yaml")
-    ended = gym_bridge("nemo-rl", "import", CONFIGS / f"{verb}.yaml", "--output", tmp_path / "ours.yaml")
+@pytest.mark.parametrize("name", VERB_OF)
+def test_every_key_that_is_named_is_named_to_the_user(name, gym_bridge, tmp_path):
+    found = import_nemo_rl_config(CONFIGS / f"{name}.yaml")
+    ended = gym_bridge("nemo-rl", "import", CONFIGS / f"{name}.yaml", "--output", tmp_path / "ours.yaml")
     head = " ".join(line.removeprefix("#").strip() for line in (tmp_path / "ours.yaml").read_text().splitlines() if line[0] == "#")
     for key, *_ in (*found.lost, *found.meaningless):
         assert f"{key}=" in ended.err
@@ -175,13 +134,13 @@ def test_a_typed_key_of_nemo_rl_is_told_by_ours(key):
 
 
 def test_hints_stand_beside_other_mistakes(gym_bridge):
-    overrides = ("grpo.num_prompts_per_step=8", "loss_fn.ratio_clip_c=3", "policy.lrr=1", "data.train=a", "env.server=a")
+    overrides = ("ppo.num_prompts_per_step=8", "grpo.advantage_clip_low=3", "policy.lrr=1", "data.train=a", "env.server=a")
     ended = gym_bridge("train", "grpo", *overrides)
     assert ended.code == 2
     assert ended.err.strip() == (
-        "gym-bridge: unknown key 'grpo.num_prompts_per_step' is NeMo RL's name of 'algorithm.tasks_per_step'; unknown key "
-        "'loss_fn.ratio_clip_c' is one of NeMo RL, without a counterpart here: no second bound clips it; unknown key 'policy.lrr'; "
-        "did you mean 'lr' or 'lora'?"
+        "gym-bridge: unknown key 'ppo.num_prompts_per_step' is NeMo RL's name of 'algorithm.tasks_per_step'; unknown key "
+        "'grpo.advantage_clip_low' is one of NeMo RL, without a counterpart here: advantages are not clipped; unknown key "
+        "'policy.lrr'; did you mean 'lr' or 'lora'?"
     )
 
 
@@ -309,15 +268,6 @@ def test_several_files_keep_their_weights_and_names(tmp_path):
     ]
 
 
-def test_tasks_of_nemo_gym_are_taken_over_and_its_turns_are_not(tmp_path):
-    data = {"train": {"data_path": "tasks.jsonl"}, "default": {"dataset_name": "NemoGymDataset", "env_name": "nemo_gym"}}
-    env = {"should_use_nemo_gym": True, "nemo_gym": {"config_paths": ["a.yaml"]}}
-    found = imported(tmp_path, "grpo", grpo={"max_rollout_turns": 1}, data=data, env=env)
-    assert found.settings == {"data": {"train": "tasks.jsonl"}, "env": {"server": "???"}}
-    assert {key for key, *_ in found.lost} == {"grpo.max_rollout_turns", "env.nemo_gym.config_paths"}
-    assert "there it is nemo_gym" in found.required["env.server"]
-
-
 def test_a_section_of_theirs_can_take_the_place_of_its_parents(tmp_path):
     (tmp_path / "parent.yaml").write_text("sft: {seed: 1}\ndata: {train: {dataset_name: squad, split: validation}}\n")
     child = "defaults: parent.yaml\nsft: {max_num_steps: '${add:${sft.seed}, ${div:6, 3}}'}\n"
@@ -339,7 +289,8 @@ def test_a_section_of_theirs_can_take_the_place_of_its_parents(tmp_path):
         ("sft: {seed: '${mul:a, b}'}", "cannot put in the values of ${...}"),
         ("sft: [", "theirs.yaml"),
         ("- a", "expected a config as key: value"),
-        ("ppo: {}", "with one section grpo, sft, dpo or rm; it has the section ppo"),
+        ("eval: {}", "with one section of grpo, sft, dpo, rm, ppo, distillation; it has the section eval"),
+        ("grpo: {}\nppo: {}", "it has grpo, ppo"),
         ("sft: {}\ndpo: {}", "it has sft, dpo"),
         ("policy: {lr: 1}", "it has none of them"),
         ("sft: {seed: forty-two}", "these would be refused: trainer.seed='forty-two'"),

@@ -75,8 +75,8 @@ class Family(HFFamily):
 
 
 class Sampler(LocalSampler):
-    def __init__(self, policy, settings):
-        note(f"sampler {settings.max_tokens}")
+    def __init__(self, policy, settings, *, overlaps, run):
+        note(f"sampler {settings.max_tokens} {overlaps}")
         super().__init__(policy.module, max_batch=settings.max_batch)
 
 
@@ -148,10 +148,10 @@ def test_a_sampler_of_another_package_plays(called, tiny_llama: Path, tmp_path: 
         "algorithm.tasks_per_step=1",
         f"trainer.output={tmp_path / 'grpo'}",
     ]
-    monkeypatch.setattr("gym_bridge.trainers.grpo.MAX_EMPTY_STEPS", 1)
+    monkeypatch.setattr("gym_bridge.trainers.grpo.MAX_EMPTY_BATCHES", 1)
     with pytest.raises(PolicyError, match="no spread"):  # a model of random weights never answers right
         train(load_config(GRPOSettings, overrides=overrides))
-    assert called() == {"sampler 3"}
+    assert called() == {"sampler 3 False"}
 
 
 @pytest.mark.parametrize(

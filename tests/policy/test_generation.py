@@ -5,11 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gym_bridge.errors import PolicyError
 from gym_bridge.policy.loading import load_module
+from gym_bridge.policy.samplers import batch_cache
 from gym_bridge.policy.samplers.generation import Request, _draw, generate, uniforms
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.settings import PolicySettings
 from gym_bridge.schemas.tokens import SampleKey, SamplingParams, TrainingSequence
+from tests.policy.test_families import FAMILIES, REFUSED, write_model
 
 PROMPTS = (
     (5,),
@@ -38,19 +41,62 @@ def sampled(module, prompts, *, first_key=0, **params):
     return [one.completion(0) for one in requests]
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[2:], PROMPTS[2:5], PROMPTS[:1], PROMPTS[:2]], ids=len)
-def test_reported_logprobs_are_those_that_the_trainer_computes(tiny_model, module, prompts):
-    completions = sampled(module, prompts, temperature=0.7)
+def assert_trainer_agrees(directory, prompts, completions):
+    """The trainer computes the log-probs that were reported; returns how many there are."""
     sequences = [
         TrainingSequence(
             token_ids=np.array([*prompt, *one.ids], dtype=np.int32), train_mask=np.arange(len(prompt) + len(one.ids)) >= len(prompt)
         )
         for prompt, one in zip(prompts, completions, strict=True)
     ]
-    policy = TorchPolicy(tiny_model, PolicySettings(compute_dtype="float32"))
+    policy = TorchPolicy(directory, PolicySettings(compute_dtype="float32"))
     for one, logprobs in zip(completions, policy.logprobs(sequences), strict=True):
-        assert len(one.ids) == 12
         assert one.logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
+    return sum(len(one.ids) for one in completions)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[2:], PROMPTS[2:5], PROMPTS[:1], PROMPTS[:2]], ids=len)
+def test_reported_logprobs_are_those_that_the_trainer_computes(tiny_model, module, prompts):
+    completions = sampled(module, prompts, temperature=0.7)
+    assert assert_trainer_agrees(tiny_model, prompts, completions) == 12 * len(prompts)
+
+
+@pytest.mark.parametrize("name", ["mistral with a window", "gemma2", "gemma3", "gpt-oss"])
+def test_a_window_counts_no_padding_and_no_ended_row(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(batch_cache, "ROOM", 3)  # so that buffers are outgrown
+    module = load_module(write_model(tmp_path, FAMILIES[name]), device=torch.device("cpu"))
+    prompts = [*PROMPTS[7:], tuple(range(40, 60))] * 3
+    completions = sampled(module, prompts, stop_token_ids=tuple(range(0, 5003, 15)), max_tokens=24)
+    assert len({len(one.ids) for one in completions}) > 2
+    assert assert_trainer_agrees(tmp_path, prompts, completions) > 40
+
+
+def test_what_prompts_begin_with_is_computed_once_at_every_depth(module):
+    computed = []
+    hook = module.get_input_embeddings().register_forward_hook(lambda _, args, __: computed.append(args[0].numel()))
+    system, tasks = tuple(range(300)), [tuple(range(300, 380)), tuple(range(310, 390))]
+    prompts = [(*system, *tasks[index // 4], *range(20 + index % 4, 25)) for index in range(8)] * 3
+    found = sampled(module, prompts, max_tokens=1)
+    hook.remove()
+    # the system prompt, two tasks, and 5, 4, 3 and 2 tokens after each
+    assert sum(computed) == 300 + 2 * 80 + 2 * (5 + 4 + 3 + 2)
+    for index in (0, 3, 5, 23):
+        (alone,) = sampled(module, [prompts[index]], first_key=index, max_tokens=1)
+        assert alone.ids == found[index].ids
+        assert alone.logprobs == pytest.approx(found[index].logprobs, abs=1e-4)
+
+
+def test_logits_that_are_not_finite_are_an_error(tiny_llama):
+    broken = load_module(tiny_llama, device=torch.device("cpu"))
+    broken.get_output_embeddings().weight.data[7, 3] = math.nan
+    with pytest.raises(PolicyError, match="logits are not finite"):
+        sampled(broken, [(5, 8)])
+
+
+def test_a_model_that_keeps_a_state_is_refused(tmp_path):
+    module = load_module(write_model(tmp_path, REFUSED["layers of conv"]), device=torch.device("cpu"))
+    with pytest.raises(PolicyError, match="the in-process sampler cannot batch LinearAttentionLayer of Lfm2ForCausalLM"):
+        sampled(module, [(5, 8)])
 
 
 def test_a_completion_does_not_depend_on_its_batch_mates(module):
@@ -114,7 +160,9 @@ def test_rows_of_different_temperature_share_a_batch(module):
 
 def draw(logits, noise, temperature=1.0):
     rows = torch.as_tensor(logits, dtype=torch.float32).expand(len(noise), -1)
-    return _draw(rows, torch.full((len(noise),), temperature), torch.tensor(noise, dtype=torch.float64)).tolist()
+    tokens, logprobs = _draw(rows, torch.full((len(noise),), temperature), torch.tensor(noise, dtype=torch.float64))
+    torch.testing.assert_close(logprobs, torch.log_softmax(rows, dim=-1).gather(1, tokens[:, None])[:, 0])
+    return tokens.tolist()
 
 
 NEARLY_ONE = float(np.nextafter(1.0, 0.0))

@@ -1,10 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from gym_bridge.errors import PolicyError
 from gym_bridge.policy.reference import with_ref_logprobs
-from tests.policy.stage import mean_nll, open_policy
+from tests.policy.stage import mean_nll, open_policy, weighted
 
 
 @pytest.fixture
@@ -87,6 +89,42 @@ def test_a_checkpoint_is_never_its_own_reference(tiny_llama, group, tmp_path):
         resumed.reference_logprobs(group)
     another_run = open_policy(tmp_path / "step" / "model")
     assert same_tensors(another_run.reference_logprobs(group), policy.logprobs(group))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_model_is_read_once_and_stays_as_it_was(tiny_llama, group, tmp_path, dtype):
+    shutil.copytree(tiny_llama, tmp_path / "first")
+    first = open_policy(tiny_llama, compute_dtype=dtype).logprobs(group)
+    policy = open_policy(tmp_path / "first", compute_dtype=dtype)
+    policy.step([group], mean_nll)
+    assert same_tensors(policy.reference_logprobs(group), first)
+    shutil.rmtree(tmp_path / "first")  # as an old checkpoint of another run may be
+    policy.step([group], mean_nll)
+    assert same_tensors(policy.reference_logprobs(group), first)
+    policy.save(tmp_path / "step", source_state={})
+    policy.step([group], mean_nll)
+    policy.load(tmp_path / "step")
+    assert policy.version == 2
+    assert same_tensors(policy.reference_logprobs(group), first)
+    assert not same_tensors(policy.logprobs(group), first)
+
+
+def test_with_adapters_no_second_model_is_read(tiny_llama, group, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "base")
+    policy = open_policy(tmp_path / "base", lora={"rank": 4, "alpha": 8.0}, lr=1e-2)
+    shutil.rmtree(tmp_path / "base")
+    for _ in range(2):
+        policy.step([group], mean_nll)
+        assert same_tensors(policy.reference_logprobs(group), open_policy(tiny_llama).logprobs(group))
+
+
+def test_the_reference_of_a_scalar_head_is_scalar_too(tiny_llama, group):
+    for head in ("scalar", "value"):
+        policy = open_policy(tiny_llama, head=head)
+        first = policy.logprobs(group)
+        policy.step([group], weighted)
+        assert not same_tensors(policy.logprobs(group), first)
+        assert same_tensors(policy.reference_logprobs(group), first)
 
 
 def same_tensors(found, expected):

@@ -24,7 +24,6 @@ from gym_bridge.resource_servers.combine.shaping import (
     Shaping,
     in_form,
     length_penalty,
-    overlong_penalty,
     shaped,
 )
 from gym_bridge.resource_servers.registry import load_server, make_server
@@ -162,8 +161,8 @@ def test_rewards_become_one(rewards: list[float], weights: list[float], how: Any
     ("num_tokens", "penalty"), [(0, 0.0), (60, 0.0), (61, -0.025), (70, -0.25), (80, -0.5), (100, -1.0), (101, -1.0), (10**6, -1.0)]
 )
 def test_the_overlong_penalty_is_dapos(num_tokens: int, penalty: float):
-    assert overlong_penalty(num_tokens, OverlongPenalty(max_tokens=100, cache_tokens=40)) == pytest.approx(penalty)
-    assert overlong_penalty(num_tokens, OverlongPenalty(max_tokens=100, cache_tokens=40, factor=2.0)) == pytest.approx(2 * penalty)
+    assert OverlongPenalty(max_tokens=100, cache_tokens=40).of(num_tokens) == pytest.approx(penalty)
+    assert OverlongPenalty(max_tokens=100, cache_tokens=40, factor=2.0).of(num_tokens) == pytest.approx(2 * penalty)
 
 
 @pytest.mark.parametrize(("num_tokens", "penalty"), [(0, 0.0), (10, 0.0), (11, -0.5), (14, -2.0)])
@@ -220,7 +219,7 @@ def test_a_length_that_is_not_told_is_a_failure_and_no_reward(count: Any):
 @given(st.integers(0, 10**6), st.integers(1, 10**5), st.integers(1, 10**5))
 def test_the_overlong_penalty_never_rises_with_length(num_tokens: int, cache_tokens: int, more: int):
     penalty = OverlongPenalty(max_tokens=cache_tokens + more, cache_tokens=cache_tokens)
-    assert -1.0 <= overlong_penalty(num_tokens + 1, penalty) <= overlong_penalty(num_tokens, penalty) <= 0.0
+    assert -1.0 <= penalty.of(num_tokens + 1) <= penalty.of(num_tokens) <= 0.0
 
 
 def test_every_component_stands_in_the_row():

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from gym_bridge.rollouts.play import Play, Played
+from gym_bridge.rollouts.rows import finished_row
 from gym_bridge.rollouts.sessions.gymnasium import Gymnasium
-from gym_bridge.schemas.rollouts import Failure, FailureType, StopReason
+from gym_bridge.schemas.rollouts import Failure, FailureType, RolloutKey, StopReason
 from tests.rollouts.dialects import Handler, Server, abort, answering, half, hang, in_turn, looping, play_in
 from tests.rollouts.stage import Script, called, in_order, said, turn
 
@@ -50,6 +51,14 @@ def test_rewards_add_up_and_observations_stand_between_the_answers():
     assert ended.row["response"]["usage"]["total_tokens"] == 36
     assert play.num_turns == 3
     assert set(play.timings_s) == {"reset", "step", "model"}
+
+
+def test_the_row_tells_what_each_turn_earned_and_the_reward_is_their_sum():
+    server = serving_steps(step("left", 0.1), step("right", -0.3), step(None, 0.7, terminated=True))
+    ended, play = played(server, in_order(turn(said("a")), turn(said("b")), turn(said("c"))))
+    row = finished_row(ended, play, RolloutKey(4, 2), attempt=0, elapsed_s=1.0)
+    assert row["gym_bridge"]["turn_rewards"] == [0.1, -0.3, 0.7]
+    assert row["reward"] == sum(row["gym_bridge"]["turn_rewards"])
 
 
 def test_the_observation_of_the_reset_ends_the_input_that_the_row_keeps():
@@ -124,8 +133,9 @@ def test_a_limit_stops_it_truncated_with_the_reward_so_far(limits: dict[str, int
 
 def test_calls_beyond_the_limit_of_tool_calls_are_not_made():
     server = serving_steps(step("on", 0.5))
-    ended, _ = played(server, in_order(turn(said("a")), turn(called("look", {}))), max_tool_calls=0)
+    ended, play = played(server, in_order(turn(said("a")), turn(called("look", {}))), max_tool_calls=0)
     assert (ended.stop, ended.row["reward"], server.paths.count("/step")) == (StopReason.MAX_TOOL_CALLS, 0.5, 1)
+    assert (play.num_turns, play.turn_rewards) == (2, [0.5, 0.0])
 
 
 @pytest.mark.parametrize("over", [False, True])

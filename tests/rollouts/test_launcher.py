@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -129,6 +130,31 @@ def test_an_error_inside_the_block_ends_it_as_well(venv: Path):
     with pytest.raises(KeyboardInterrupt), process:
         raise KeyboardInterrupt
     assert not alive(child_of(process))
+
+
+def test_a_kill_of_the_process_that_started_it_ends_it_as_well(venv: Path):
+    script = """
+import sys, time
+from pathlib import Path
+from gym_bridge.rollouts.sessions.launcher import NemoGymProcess
+venv = Path(sys.argv[1])
+with NemoGymProcess(["a.yaml"], log=venv / "log", venv=venv, timeout_s=20) as process:
+    print(process.head_url, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script, str(venv)], stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        head_url = starter.stdout.readline().strip()
+        (line,) = [line for line in (venv / "log").read_text().splitlines() if line.startswith("child:")]
+        child = int(line.split()[1])
+        assert alive(child)
+        starter.kill()
+    deadline = time.monotonic() + 15
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(child)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(head_url)
 
 
 def test_what_does_not_heed_an_interrupt_is_ended_with_more_force(venv: Path, monkeypatch: pytest.MonkeyPatch):

@@ -106,6 +106,7 @@ def test_a_certain_token_that_rounding_puts_above_zero_has_logprob_zero():
         (completion(logprobs=[-0.5]), "2 token ids and 1 log-probs"),
         (completion(logprobs=None), "2 token ids and no log-probs"),
         (completion(logprobs=[-0.5, None]), "log-prob 1 is None"),
+        (completion(logprobs=[-0.5, -9999.0]), "log-prob 1 is -9999.0"),
         (completion(logprobs=[17.5, -0.5]), "log-prob 0 is 17.5; expected a finite number that is not above 0"),
         (completion(prompt=[1, 7, 8, 9]), "the prompt's ids are not those sent"),
         (completion(prompt=None), "the prompt's ids are not those sent"),

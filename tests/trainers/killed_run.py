@@ -10,6 +10,8 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +57,13 @@ def go(model: Path, path: Path) -> None:
         train(policy, source, likelihood, run=run, settings=SETTINGS, writer=writer, progress=progress, validation=validation)
 
 
-def started(model: Path, path: Path) -> int:
-    """The process id of a child that trains."""
+def started(go: Callable[[], None]) -> int:
+    """The process id of a child that does `go`."""
     child = os.fork()
     if child:
         return child
     try:
-        go(model, path)
+        go()
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
@@ -74,12 +76,12 @@ def num_steps(path: Path) -> int:
     return file.read_bytes().count(b'"grad_norm"') if file.exists() else 0
 
 
-def main(model: Path, path: Path, *, seed: int, num_kills: int) -> None:
-    """Kill the training `num_kills` times, then let it come to its end."""
+def killed_and_finished(go: Callable[[], None], path: Path, *, seed: int, num_kills: int) -> None:
+    """Kill the training `num_kills` times, then let it come to its end; prints how many kills hit it, and exits."""
     moment = random.Random(seed)
     num_hit = 0
     for _ in range(num_kills):
-        child = started(model, path)
+        child = started(go)
         last = RunDirectory(path).last_checkpoint()
         wanted = (int(last.name.removeprefix("step_")) if last else 0) + moment.randrange(AT_MOST)
         while num_steps(path) < wanted and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -87,10 +89,11 @@ def main(model: Path, path: Path, *, seed: int, num_kills: int) -> None:
         time.sleep(moment.uniform(0.0, 0.3 if wanted == 0 else 0.04))
         os.kill(child, signal.SIGKILL)
         num_hit += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    _, status = os.waitpid(started(model, path), 0)
+    _, status = os.waitpid(started(go), 0)
     print(num_hit)
     sys.exit(status != 0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), seed=int(sys.argv[3]), num_kills=int(sys.argv[4]))
+    given_model, given_run = Path(sys.argv[1]), Path(sys.argv[2])
+    killed_and_finished(partial(go, given_model, given_run), given_run, seed=int(sys.argv[3]), num_kills=int(sys.argv[4]))

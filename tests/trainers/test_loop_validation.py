@@ -89,7 +89,8 @@ def test_a_number_that_is_not_finite_is_never_the_best(play, run, broken):
 
 @pytest.mark.parametrize("asked", ["held_out/accuracy", "validation/held_out/accuracy"])
 def test_the_watched_metric_is_the_one_that_is_named(play, run, asked):
-    play([9.0, 1.0, 3.0, 2.0], num_steps=3, validate_every=1, keep_best=True, watch=asked)  # accuracies: -1, -3, -2
+    losses = [9.0, 1.0, 3.0, 2.0]  # accuracies: -1, -3, -2
+    play(losses, num_steps=3, validate_every=1, keep_best=True, watch=asked, watch_for="lowest")
     assert best(run) == "step_00000002"
 
 
@@ -100,18 +101,49 @@ def test_an_unknown_metric_is_refused_with_those_that_there_are(play, run):
     assert checkpoints(run) == []
 
 
-def test_without_a_loss_nothing_is_best_unless_asked_for(play, run, tiny_llama, training_sequence):
-    class Rewards:
-        def run(self, policy):
-            return {"validation/tasks/reward": 0.5}
+class Found:
+    """A validation that finds the given metrics, one after the other, under `validation/tasks/`."""
 
-    def source():
-        return Repeated(training_sequence("pT", [5, 6]), num_steps=1)
+    def __init__(self, *metrics):
+        self.metrics = iter(metrics)
 
-    result = loop_stage.play(tiny_llama, run, source(), validation=Rewards())
-    assert result.metrics["validation/tasks/reward"] == 0.5
-    with pytest.raises(ConfigError, match="no loss to watch; there are tasks/reward"):
-        loop_stage.play(tiny_llama, run.with_name("other"), source(), validation=Rewards(), keep_best=True)
+    def run(self, policy):
+        return {f"validation/tasks/{name}": value for name, value in next(self.metrics).items()}
+
+
+@pytest.fixture
+def play_found(tiny_llama, training_sequence, run):
+    """Train for as many steps as validations find something after, one before each but the first."""
+
+    def go(*metrics, **settings):
+        source = Repeated(training_sequence("pT", [5, 6]), num_steps=len(metrics) - 1)
+        return loop_stage.play(tiny_llama, run, source, validation=Found(*metrics), validate_every=1, **settings)
+
+    return go
+
+
+def test_without_a_loss_or_a_reward_nothing_is_best_unless_asked_for(play_found):
+    assert play_found({"length": 0.5}, {"length": 0.7}).metrics["validation/tasks/length"] == 0.7
+    with pytest.raises(ConfigError, match="no loss or reward to watch; name one of tasks/length"):
+        play_found({"length": 0.5}, {"length": 0.5}, {"length": 0.5}, keep_best=True)
+
+
+def test_of_played_tasks_the_highest_reward_is_best(play_found, run):
+    play_found(*({"reward": one, "num_failed": 0} for one in (0.9, 0.1, 0.3, 0.2)), keep_best=True)
+    assert best(run) == "step_00000002"
+
+
+@pytest.mark.parametrize("watch", [None, "tasks/reward"])
+def test_a_validation_whose_rollouts_all_failed_is_not_the_best_and_ends_nothing(play_found, run, watch):
+    rewards = (0.1, 0.3, 0.4, None, 0.2)
+    metrics = [{"num_failed": 2} if one is None else {"reward": one, "num_failed": 0} for one in rewards]
+    result = play_found(*metrics, keep_best=True, patience=2, watch=watch, watch_for="highest")
+    assert (result.steps, result.stopped, best(run)) == (4, "patience", "step_00000002")
+
+
+def test_a_watched_metric_that_no_set_has_is_refused_although_rollouts_failed(play_found):
+    with pytest.raises(ConfigError, match="'tasks/rewards' is no validation metric of this run; there are tasks/reward, tasks/num"):
+        play_found({"reward": 0.5, "num_failed": 1}, {"reward": 0.5, "num_failed": 1}, watch="tasks/rewards")
 
 
 @pytest.mark.parametrize("setting", [{"validate_every": 2}, {"watch": "a/loss"}, {"keep_best": True}, {"watch_for": "highest"}])

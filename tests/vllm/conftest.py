@@ -1,25 +1,18 @@
-"""A real vLLM on the CPU that serves the small embedded model, for as long as the session lasts."""
+"""Real vLLM servers on the CPU: the small embedded model for as long as the session lasts, and a tiny one to train."""
 
-import os
-import signal
-import socket
-import subprocess
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.hub import EMBEDDED, resolve
 from gym_bridge.tokens.chatml import TEMPLATE
+from tests.conftest import write_chatml_tokenizer
+from tests.tiny_models import ENDS, SIZES
 from tests.vllm.playing import CONTEXT_LENGTH, MODEL, ServedModel
-
-START_TIMEOUT_S = 180.0
+from tests.vllm.process import VLLMProcess
 
 
 @pytest.fixture(scope="session")
@@ -37,45 +30,37 @@ def model_directory() -> Path:
 @pytest.fixture(scope="session")
 def served(model_directory: Path) -> Iterator[ServedModel]:
     """The model behind vLLM's OpenAI-compatible server, with our chat template and vLLM's own tool parser."""
-    venv = Path(os.environ.get("GYM_BRIDGE_VLLM_VENV") or Path(__file__).parents[2] / ".venv-vllm")
-    python = venv / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"no vLLM at {venv}: make vllm-venv, or set GYM_BRIDGE_VLLM_VENV")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", model_directory, "--served-model-name", MODEL),
-        *("--host", "127.0.0.1", "--port", port, "--enforce-eager", "--gpu-memory-utilization", "0.4", "--dtype", "float32"),
-        *("--max-model-len", CONTEXT_LENGTH, "--chat-template", TEMPLATE),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-    ]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [str(one) for one in command], env=environment, stdout=log, stderr=log, cwd="/", start_new_session=True
-        )
-        try:
-            _wait(server, f"http://127.0.0.1:{port}/health", log)
-            yield ServedModel(url=f"http://127.0.0.1:{port}/v1", directory=model_directory)
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+    words = ["--served-model-name", MODEL, "--gpu-memory-utilization", "0.4", "--dtype", "float32"]
+    words += ["--max-model-len", CONTEXT_LENGTH, "--chat-template", TEMPLATE]
+    with closing(VLLMProcess(model_directory, *words, "--enable-auto-tool-choice", "--tool-call-parser", "hermes")) as server:
+        server.start()
+        server.wait()
+        yield ServedModel(url=f"{server.url}/v1", directory=model_directory)
 
 
-def _wait(server: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.5)
-        else:
-            return
-    log.seek(0)
-    told = log.read().decode(errors="replace")[-3000:]
-    pytest.fail(f"vLLM was not ready after {START_TIMEOUT_S:g} s, or ended with {server.poll()}:\n{told}")
+@pytest.fixture(scope="session")
+def tiny_for_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose heads are as large as vLLM's attention on the CPU asks for."""
+    return _write_tiny(tmp_path_factory.mktemp("llama"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_tied_for_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another, whose output head is its input embedding."""
+    return _write_tiny(tmp_path_factory.mktemp("tied_llama"), tied=True)
+
+
+def _write_tiny(directory: Path, *, tied: bool) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    write_chatml_tokenizer(directory)
+    torch.manual_seed(7)
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024}
+    module = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES | sizes, **ENDS, tie_word_embeddings=tied))
+    with torch.no_grad():
+        for param in module.parameters():
+            if param.dim() == 2:
+                param.normal_(std=0.1)
+    module.save_pretrained(directory)
+    return directory

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from gym_bridge.api.checkpoints import ExportSettings, export_checkpoint
-from tests.conftest import ENDS, SIZES, write_chatml_tokenizer
+from tests.vllm.process import vllm_python
 
 pytestmark = pytest.mark.vllm
 PROMPT = [5, 6, 7, 8, 9]
@@ -26,30 +26,11 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose heads are as large as vLLM's attention on the CPU asks for."""
-    directory = tmp_path_factory.mktemp("llama")
-    write_chatml_tokenizer(directory)
-    torch.manual_seed(7)
-    sizes = SIZES | {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
-    module = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **ENDS, tie_word_embeddings=False))
-    with torch.no_grad():
-        for param in module.parameters():
-            if param.dim() == 2:
-                param.normal_(std=0.1)
-    module.save_pretrained(directory)
-    return directory
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_vllm_answers_with_an_exported_model_as_transformers_does(model: Path, tmp_path: Path, dtype):
-    venv = Path(os.environ.get("GYM_BRIDGE_VLLM_VENV") or Path(__file__).parents[2] / ".venv-vllm")
-    if not (venv / "bin" / "python").exists():
-        pytest.skip(f"no vLLM at {venv}: make vllm-venv, or set GYM_BRIDGE_VLLM_VENV")
-    export_checkpoint(str(model), tmp_path / "out", ExportSettings(dtype=dtype, max_shard_size="200KB"))
+def test_vllm_answers_with_an_exported_model_as_transformers_does(tiny_for_vllm: Path, tmp_path: Path, dtype):
+    export_checkpoint(str(tiny_for_vllm), tmp_path / "out", ExportSettings(dtype=dtype, max_shard_size="200KB"))
     (tmp_path / "answer.py").write_text(PROGRAM)
-    words = [venv / "bin" / "python", tmp_path / "answer.py", tmp_path / "out", dtype, json.dumps(PROMPT), NUM_TOKENS]
+    words = [vllm_python(), tmp_path / "answer.py", tmp_path / "out", dtype, json.dumps(PROMPT), NUM_TOKENS]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     done = subprocess.run([str(one) for one in words], env=environment, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,10 +1,10 @@
-"""Batched generation with a Hugging Face decoder. B = rows of the batch, V = vocabulary, P = tokens that all prompts begin with.
+"""Batched generation with a Hugging Face decoder. B = rows of the batch, V = vocabulary.
 
-What prompts have in common is computed once: the beginning that all of them share, then each different prompt; equal prompts,
-such as a group's, are copied in the cache. Rows that have ended leave the batch.
+Equal prompts, such as a group's, are computed once and copied in the cache. Rows that have ended leave the batch.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from gym_bridge.errors import PolicyError
+from gym_bridge.policy.samplers.batch_cache import joined
+from gym_bridge.policy.samplers.prefill import prefill
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 
 VOCABULARY_BLOCK = 256  # inverse-CDF sampling first picks a block of this many tokens, then a token in it
@@ -29,12 +32,13 @@ class Request:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
+    """No more tokens are wanted; whoever asked may say so too."""
 
     def add(self, token: int, logprob: float) -> None:
         """Take the next token; the row ends with a stop token or at its limit."""
         self.ids.append(token)
         self.logprobs.append(logprob)
-        self.ended = token in self.params.stop_token_ids or len(self.ids) >= self.params.max_tokens
+        self.ended |= token in self.params.stop_token_ids or len(self.ids) >= self.params.max_tokens
 
     def completion(self, policy_version: int) -> Completion:
         """What came out."""
@@ -55,9 +59,8 @@ def uniforms(key: SampleKey, count: int) -> np.ndarray:
 
 @torch.inference_mode()
 def generate(module: PreTrainedModel, requests: Sequence[Request]) -> None:
-    """Sample all `requests` to their end, in place."""
-    device = next(module.parameters()).device
-    batch = _Batch(module, requests, device)
+    """Sample all `requests` to their end, in place. Raises PolicyError when the model's logits are not finite."""
+    batch = _Batch(module, requests)
     while batch.rows:
         tokens = batch.sample()
         batch.drop_ended()
@@ -68,103 +71,109 @@ def generate(module: PreTrainedModel, requests: Sequence[Request]) -> None:
 class _Batch:
     """The rows still being sampled, their cache, and the logits of their next token."""
 
-    def __init__(self, module: PreTrainedModel, requests: Sequence[Request], device: torch.device):
-        self.module, self.device = module, device
+    def __init__(self, module: PreTrainedModel, requests: Sequence[Request]):
+        self.module, self.device = module, next(module.parameters()).device
         self.rows = list(requests)
-        self.noise = {id(one): uniforms(one.key, one.params.max_tokens) for one in requests}
-        self.alive = list(range(len(self.rows)))
-        self._prefill()
+        self.num_drawn = 0
+        most = max(one.params.max_tokens for one in requests)
+        noise = np.zeros((len(requests), most))
+        for row, one in zip(noise, requests, strict=True):
+            row[: one.params.max_tokens] = uniforms(one.key, one.params.max_tokens)
+        self.noise = torch.from_numpy(noise).to(self.device)  # [B, most]
+        self.temperatures = torch.tensor([one.params.temperature for one in requests], device=self.device)
+        self._prefill(most)
 
-    def _prefill(self) -> None:
-        prompts = list(dict.fromkeys(tuple(one.prompt_ids) for one in self.rows))
-        shared = _common_prefix_length(prompts)
-        self.cache = DynamicCache(config=self.module.config)
-        if shared:
-            self.module(input_ids=self._ids([prompts[0][:shared]]), past_key_values=self.cache, logits_to_keep=1)
-            self.cache.batch_repeat_interleave(len(prompts))
-        width = max(len(one) for one in prompts) - shared
-        padding = [width - (len(one) - shared) for one in prompts]
-        suffixes = self._ids([(0,) * pad + one[shared:] for pad, one in zip(padding, prompts, strict=True)])
-        mask = torch.ones((len(prompts), shared + width), dtype=torch.long, device=self.device)
-        for row, pad in enumerate(padding):
-            mask[row, shared : shared + pad] = 0
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
-        logits = self._forward(suffixes, mask, positions)
-        which = torch.tensor([prompts.index(tuple(one.prompt_ids)) for one in self.rows], device=self.device)
-        self.cache.batch_select_indices(which)
-        self.mask, self.logits = mask[which], logits[which]
+    def _prefill(self, most: int) -> None:
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, one in enumerate(self.rows):
+            places.setdefault(tuple(one.prompt_ids), []).append(place)
+        self.width = max(map(len, places))
+        self.mask = torch.zeros((len(self.rows), self.width + most), dtype=torch.long, device=self.device)
+        parts: list[tuple[DynamicCache, list[int]]] = []
+        logits: list[Tensor] = []
+        for part in prefill(self.module, list(places)):
+            rows = [place for one in part.prompts for place in places[one]]
+            which = [index for index, one in enumerate(part.prompts) for _ in places[one]]
+            index = torch.tensor(which, device=self.device)
+            part.cache.batch_select_indices(index)
+            parts.append((part.cache, rows))
+            logits.append(part.logits[index])
+            self.mask[rows, self.width - len(part.prompts[0]) :] = 1
+        order = torch.tensor([place for _, rows in parts for place in rows], device=self.device)
+        self.cache = joined(parts, length=self.width)
+        self.logits = torch.cat(logits)[order.argsort()]
+        self.padded = not bool(self.mask.all())
+        self.positions = self.mask[:, : self.width].sum(dim=1, keepdim=True) - 1
 
-    def sample(self) -> list[int]:
-        """Draw the next token of every row and give it to its request."""
-        logprobs = torch.log_softmax(self.logits, dim=-1)
-        tokens = _draw(self.logits, self._temperatures(), self._noise_now())
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-        values = tokens.tolist()
-        for row, token, logprob in zip(self.rows, values, chosen, strict=True):
+    def sample(self) -> Tensor:
+        """Draw the next token [B] of every row and give it to its request."""
+        tokens, logprobs = _draw(self.logits, self.temperatures, self.noise[:, self.num_drawn])
+        self.num_drawn += 1
+        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not math.isfinite(logprob):
+                raise PolicyError("the model's logits are not finite; its weights are broken, go back to an earlier checkpoint")
             if not row.ended:
                 row.add(token, logprob)
-        return values
+        return tokens
 
     def drop_ended(self) -> None:
-        """Cut ended rows out of the batch when enough of them have gathered."""
+        """Note which rows go on; none when all have ended."""
         self.alive = [index for index, row in enumerate(self.rows) if not row.ended]
         if not self.alive:
             self.rows = []
 
-    def advance(self, tokens: list[int]) -> None:
-        """Feed the drawn tokens; `logits` then belong to the token after them."""
+    def advance(self, tokens: Tensor) -> None:
+        """Feed the drawn tokens [B]; `logits` then belong to the token after them. Cuts ended rows once enough have gathered."""
         if len(self.alive) < KEEP_ROWS * len(self.rows):
-            index = torch.tensor(self.alive, device=self.device)
-            self.cache.batch_select_indices(index)
-            self.mask, self.rows, tokens = self.mask[index], [self.rows[i] for i in self.alive], [tokens[i] for i in self.alive]
-        positions = self.mask.sum(dim=1, keepdim=True)
-        self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
-        self.logits = self._forward(self._ids([(token,) for token in tokens]), self.mask, positions)
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+            tokens = self._cut(tokens)
+        self.positions = self.positions + 1
+        mask = self.mask[:, : self.width + self.num_drawn] if self.padded else None
         output = self.module(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
+            input_ids=tokens[:, None], attention_mask=mask, position_ids=self.positions, past_key_values=self.cache
         )
-        return output.logits[:, -1].float()
+        self.logits = output.logits[:, -1].float()
 
-    def _ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.long, device=self.device)
-
-    def _temperatures(self) -> Tensor:
-        return torch.tensor([row.params.temperature for row in self.rows], device=self.device)
-
-    def _noise_now(self) -> Tensor:
-        return torch.tensor(
-            [self.noise[id(row)][min(len(row.ids), row.params.max_tokens - 1)] for row in self.rows], device=self.device
-        )
+    def _cut(self, tokens: Tensor) -> Tensor:
+        index = torch.tensor(self.alive, device=self.device)
+        self.rows = [self.rows[one] for one in self.alive]
+        self.cache.batch_select_indices(index)
+        self.mask, self.positions = self.mask[index], self.positions[index]
+        self.noise, self.temperatures = self.noise[index], self.temperatures[index]
+        return tokens[index]
 
 
-def _draw(logits: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
-    """Tokens [B]: the inverse CDF of softmax(logits / temperature) at `noise` [B]; the likeliest token where temperature is 0."""
-    greedy = logits.argmax(dim=-1)
+def _draw(
+    logits: Tensor,  # [B, V] float32
+    temperatures: Tensor,  # [B]
+    noise: Tensor,  # [B] float64, in [0, 1)
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B], the inverse CDF of softmax(logits / temperature) at `noise`, the likeliest where temperature is 0; and their
+    log-probs [B] at temperature 1."""
+    top, greedy = logits.max(dim=-1)
+    shifted = logits - top[:, None]
+    weights = shifted.exp()
+    normalisers = weights.sum(dim=-1).log()
     if bool((temperatures == 0).all()):
-        return greedy
-    scaled = logits / torch.where(temperatures == 0, 1.0, temperatures)[:, None]
-    probs = torch.softmax(scaled, dim=-1)
-    padded = nn.functional.pad(probs, (0, -probs.shape[1] % VOCABULARY_BLOCK))
-    blocks = padded.view(len(padded), -1, VOCABULARY_BLOCK)
-    mass = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)  # [B, V / VOCABULARY_BLOCK]
-    target = noise[:, None].to(torch.float64) * mass[:, -1:]
-    block = torch.searchsorted(mass, target, right=True).clamp(max=mass.shape[1] - 1)
-    below = torch.where(block > 0, mass.gather(1, (block - 1).clamp(min=0)), 0.0)
-    rows = torch.arange(len(blocks), device=blocks.device)
-    inner = blocks[rows, block[:, 0]].to(torch.float64).cumsum(dim=-1)
-    last = (blocks[rows, block[:, 0]] > 0).to(torch.int64).cumsum(dim=-1).argmax(dim=-1, keepdim=True)
-    token = torch.minimum(torch.searchsorted(inner, target - below, right=True), last)
-    drawn = block[:, 0] * VOCABULARY_BLOCK + token[:, 0]
-    return torch.where(temperatures == 0, greedy, drawn)
+        return greedy, -normalisers
+    if not bool(((temperatures == 0) | (temperatures == 1)).all()):
+        weights = (shifted / torch.where(temperatures == 0, 1.0, temperatures)[:, None]).exp_()
+    tokens = torch.where(temperatures == 0, greedy, _inverse_cdf(weights, noise))
+    return tokens, shifted.gather(1, tokens[:, None])[:, 0] - normalisers
 
 
-def _common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all prompts begin with, short of the last token of the shortest: each prompt keeps one of its own."""
-    first, last = min(prompts), max(prompts)
-    limit = min(len(one) for one in prompts) - 1
-    for index in range(limit):
-        if first[index] != last[index]:
-            return index
-    return limit
+def _inverse_cdf(weights: Tensor, noise: Tensor) -> Tensor:
+    """Tokens [B] of unnormalised probabilities `weights` [B, V] at `noise` [B]: first a block of the vocabulary, then one in it."""
+    if beyond := -weights.shape[1] % VOCABULARY_BLOCK:
+        weights = nn.functional.pad(weights, (0, beyond))
+    blocks = weights.view(len(weights), -1, VOCABULARY_BLOCK)
+    masses = blocks.sum(dim=-1).to(torch.float64)  # [B, V / VOCABULARY_BLOCK]
+    ends = masses.cumsum(dim=-1)
+    target = noise[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)
+    mass = masses.gather(1, block)
+    share = (target - (ends.gather(1, block) - mass)) / mass  # of the block, in [0, 1): sums are rounded
+    inner = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].to(torch.float64)  # [B, VOCABULARY_BLOCK]
+    last = (inner > 0).to(torch.int64).cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+    inner = inner.cumsum(dim=-1)
+    token = torch.searchsorted(inner, share * inner[:, -1:], right=True)
+    return block[:, 0] * VOCABULARY_BLOCK + torch.minimum(token, last)[:, 0]

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from gym_bridge.algorithms.rewards import overlong_penalty
 from gym_bridge.config import StrictModel
 from gym_bridge.resource_servers.base import Response, VerificationFailed
 
@@ -42,6 +43,10 @@ class OverlongPenalty(StrictModel):
             raise ValueError(f"cache_tokens={self.cache_tokens} is more than max_tokens={self.max_tokens}")
         return self
 
+    def of(self, num_tokens: int) -> float:
+        """What a completion of `num_tokens` loses, at most `factor`; 0 or less."""
+        return overlong_penalty(num_tokens, limit=self.max_tokens, buffer=self.cache_tokens, size=self.factor)
+
 
 class Shaping(StrictModel):
     """What is done to the combined reward; nothing, when all is left out."""
@@ -78,7 +83,7 @@ def shaped(reward: float, response: Response, shaping: Shaping) -> tuple[float, 
         if shaping.length is not None:
             terms["length_penalty"] = length_penalty(num_tokens, shaping.length)
         if shaping.overlong is not None:
-            terms["overlong_penalty"] = overlong_penalty(num_tokens, shaping.overlong)
+            terms["overlong_penalty"] = shaping.overlong.of(num_tokens)
     total = sum(terms.values())
     final = total if shaping.clip is None else min(max(total, shaping.clip[0]), shaping.clip[1])
     return final, {**terms, "clipped": final != total}
@@ -98,18 +103,3 @@ def in_form(text: str, markers: list[str]) -> bool:
 def length_penalty(num_tokens: int, penalty: LengthPenalty) -> float:
     """-per_token * max(0, num_tokens - free_tokens)."""
     return -penalty.per_token * max(0, num_tokens - penalty.free_tokens)
-
-
-def overlong_penalty(num_tokens: int, penalty: OverlongPenalty) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), times `factor`; |y| = num_tokens.
-
-    0                                  |y| <= L_max - L_cache
-    ((L_max - L_cache) - |y|)/L_cache  L_max - L_cache < |y| <= L_max
-    -1                                 L_max < |y|
-    """
-    free = penalty.max_tokens - penalty.cache_tokens
-    if num_tokens <= free:
-        return 0.0
-    if num_tokens > penalty.max_tokens:
-        return -penalty.factor
-    return penalty.factor * (free - num_tokens) / penalty.cache_tokens

@@ -10,6 +10,8 @@ import orjson
 from gym_bridge.rollouts.failing import RolloutError, bad_status
 from gym_bridge.rollouts.http import HttpClient, Reply
 from gym_bridge.rollouts.play import Play, Played
+from gym_bridge.rollouts.policy_server.attribution import name_of, named, sampled_turns, unnamed
+from gym_bridge.rollouts.policy_server.calls import PolicyServer
 from gym_bridge.rollouts.sessions.environment import Session, faults_the_row, finite, json_object, numbered, params_of, rewarded
 from gym_bridge.schemas.rollouts import ATTEMPT_INDEX, FailureType, Item, RolloutKey, Row, StopReason
 from gym_bridge.schemas.seams import Usage
@@ -23,11 +25,16 @@ SAID_BY_MODEL = ("message", "function_call", "reasoning")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """The environment at the `url` of an agent. `timeout_s` is for a whole rollout."""
+    """The environment at the `url` of an agent. `timeout_s` is for a whole rollout.
+
+    With `policy`, the agent's model is the policy that trains: every turn is then one that its endpoint sampled, with the version
+    of the weights that did, and a rollout of which that cannot be said fails.
+    """
 
     url: str
     http: HttpClient
     timeout_s: float
+    policy: PolicyServer | None = None
 
     async def play(self, row: Row, key: RolloutKey, play: Play) -> Played:
         """Let the agent play. Raises RolloutError.
@@ -39,6 +46,17 @@ class Agent:
         sent = numbered(row, key)
         if play.attempt:
             sent[ATTEMPT_INDEX] = play.attempt
+        if self.policy is None:
+            return await self._play(row, sent, params, play)
+        rollout = name_of(key, attempt=play.attempt)
+        try:
+            played = await self._play(row, named(sent, params, rollout), params, play)
+            play.turns = sampled_turns(play, rollout, self.policy, agent_url=self.url)
+            return Played(row=unnamed(played.row, row), stop=played.stop)
+        finally:
+            self.policy.calls.drop(rollout)
+
+    async def _play(self, row: Row, sent: Row, params: Row, play: Play) -> Played:
         session = Session(self.http, self.url, timeout_s=self.timeout_s)
         with play.waiting_for("agent"):
             reply = await session.post("/run", sent, FailureType.AGENT)

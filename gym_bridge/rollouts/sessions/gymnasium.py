@@ -36,9 +36,9 @@ class Step:
 class Gymnasium:
     """The environment at the `url` of a gymnasium server.
 
-    The reward is the sum over all steps. Observations are user messages: that of /reset ends the task's input, the others
-    stand in the output. After a model call that a limit cut off, or that passed one, its step is made still, since its reward is
-    due; only calls beyond `max_tool_calls` are not.
+    The reward is the sum over all steps, which the row tells one by one as `turn_rewards`. Observations are user messages: that of
+    /reset ends the task's input, the others stand in the output. After a model call that a limit cut off, or that passed one, its
+    step is made still, since its reward is due; only calls beyond `max_tool_calls` are not, and earn nothing.
     """
 
     url: str
@@ -98,6 +98,7 @@ class _Episode:
             calls = [item for item in turn.items if item.get("type") == "function_call"]
             stop = limits.after_call(turn, calls, play, answers=False)
             if stop is StopReason.MAX_TOOL_CALLS:
+                play.turn_rewards.append(0.0)
                 return stop
             await self._step(turn, calls, repeatable=repeatable)
             if self.last.terminated or self.last.truncated:
@@ -119,6 +120,7 @@ class _Episode:
         self.reward += self.last.reward
         if finite(self.reward) is None:
             raise RolloutError(FailureType.STEP, f"the rewards of the steps add up to {self.reward}")
+        play.turn_rewards.append(self.last.reward)
         outputs = _tool_outputs(self.last.info, calls)
         unanswered = [] if self.last.terminated or self.last.truncated else _unanswered(calls, outputs)
         play.output += outputs + unanswered

@@ -1,10 +1,10 @@
-"""Starts NeMo Gym itself, from its own venv, for as long as a collection needs it."""
+"""Starts NeMo Gym itself, from its own venv, for as long as a run needs it."""
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import Self
 import httpx
 
 from gym_bridge.errors import ConfigError, ServerError
+from gym_bridge.rollouts.sessions import process_group
 from gym_bridge.rollouts.sessions.head import ROUTE, addresses, parse_config
+from gym_bridge.rollouts.sessions.process_group import SIGNALS, end_group
 
 VENV_VARIABLE = "GYM_BRIDGE_NEMO_GYM_VENV"
 READY_TIMEOUT_S = 600.0
 """NeMo Gym makes a venv for each server when it is started for the first time."""
 POLL_S = 0.1
 PROBE_TIMEOUT_S = 5.0
-SIGNALS = ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
-"""How the processes are asked to end, and the seconds that each way is given."""
 TAIL_LINES = 8
 
 
@@ -33,7 +33,8 @@ class NemoGymProcess:
     environment in which it is installed; without one, the variable GYM_BRIDGE_NEMO_GYM_VENV names it, or `ng_run` or `gym` are
     looked up on PATH. What it prints goes to `log`. `overrides` are further words of its command line.
 
-    Raises ConfigError where NeMo Gym is not found, ServerError where it ends, or is not ready after `timeout_s` seconds.
+    It ends with this process, however that one ends. Raises ConfigError where NeMo Gym is not found, ServerError where it ends, or
+    is not ready after `timeout_s` seconds.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class NemoGymProcess:
         self.head_url = ""
         """Where the head server answers, once it is started."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         port = _free_port()
@@ -64,6 +66,7 @@ class NemoGymProcess:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(self.venv), start_new_session=True
             )
         try:
+            self._watch = _watch(self._process.pid)
             self._wait_until_ready(time.monotonic() + self.timeout_s)
         except BaseException:
             self.stop()
@@ -79,15 +82,13 @@ class NemoGymProcess:
         if process is None:
             return
         try:
-            for number, seconds in SIGNALS:
-                if not _signal(process, number):
-                    return
-                deadline = time.monotonic() + seconds
-                while time.monotonic() < deadline and _signal(process, 0):
-                    time.sleep(0.05)
+            end_group(process.pid, SIGNALS, reap=process.poll)  # it is reaped as the first of its group
         finally:
-            _signal(process, signal.SIGKILL)  # also when a second Ctrl-C cuts the waiting short
             process.wait()
+            watch, self._watch = self._watch, None
+            if watch is not None:  # killed, not told: the number of the group may be another's by now
+                watch.kill()
+                watch.communicate()
 
     def tail(self) -> str:
         """The last lines of the log, as one."""
@@ -169,11 +170,8 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
-    """Send a signal to the whole group of processes; whether any of it is left."""
-    process.poll()  # reaps the first of them, which would count as alive
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return False
-    return True
+def _watch(group: int) -> subprocess.Popen[bytes]:
+    """A process that ends the group once this one is gone, as after a kill -9, where nothing of ours runs any more."""
+    command = [sys.executable, "-I", "-S", str(process_group.__file__), str(group)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)

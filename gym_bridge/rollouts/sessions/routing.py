@@ -1,4 +1,4 @@
-"""Several environments as one: every row is played where its `agent_ref` says."""
+"""Several environments as one: every row is played where its `agent_ref` says, or where its task belongs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +32,18 @@ class ByAgent:
         if not isinstance(name, str) or name not in self.environments:
             raise _invalid(f"agent_ref names {name!r}, which is no agent of this run{nearest(str(name), self.environments)}")
         return self.environments[name]
+
+
+@dataclass(frozen=True, slots=True)
+class ByTask:
+    """Environments by name; every task is played in the one that `names` has for its index."""
+
+    environments: Mapping[str, Environment]
+    names: Mapping[int, str]
+
+    async def play(self, row: Row, key: RolloutKey, play: Play) -> Played:
+        """Play the row in its task's environment."""
+        return await self.environments[self.names[key.task_index]].play(row, key, play)
 
 
 def _invalid(message: str) -> RolloutError:

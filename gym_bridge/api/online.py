@@ -1,0 +1,245 @@
+"""Playing while training: tasks, the sampler of the policy, the collector over the environments, held-out tasks."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from gym_bridge.api.requested import tasks_of
+from gym_bridge.api.runs import Begun, renderer_of
+from gym_bridge.api.targets import Target, open_target, server_client
+from gym_bridge.api.training_target import environment_of, open_training_target
+from gym_bridge.config import Registry
+from gym_bridge.errors import DataError
+from gym_bridge.io.digests import digest_file, digest_json
+from gym_bridge.io.rollout_log import RolloutLog
+from gym_bridge.rollouts.models.whole_distribution import WholeDistribution, check_whole_distribution
+from gym_bridge.schemas.play_settings import TargetSettings
+from gym_bridge.schemas.rollouts import TASK_INDEX, Group, Row
+from gym_bridge.schemas.seams import Sampler, WeightSync
+from gym_bridge.schemas.settings import EnvSettings, GRPOSettings, TaskFile
+
+if TYPE_CHECKING:
+    from gym_bridge.rollouts.collector import RolloutCollector
+    from gym_bridge.rollouts.turn_loop import TurnLoop
+    from gym_bridge.schemas.seams import ModelEndpoint, Policy, Validation
+    from gym_bridge.trainers.loop_thread import LoopThread
+    from gym_bridge.trainers.online_groups import InFlight, OnlineGroups
+
+
+class TrainingSampler(Sampler, WeightSync, Protocol):
+    """A sampler that plays the policy while it trains."""
+
+    def ensure(self, version: int) -> None:
+        """Every completion from now on is of `version`, whatever became of the sampler. Raises PolicyError when it cannot be."""
+        ...
+
+    def expect(self, num_in_flight: int) -> None:
+        """Told how many rollouts are in flight, whenever that changes."""
+        ...
+
+    def close(self) -> None:
+        """End what it runs."""
+        ...
+
+
+SAMPLERS: "Registry[Callable[..., TrainingSampler]]" = Registry(
+    "sampler",
+    {"local": "gym_bridge.policy.samplers.local:local_sampler", "vllm": "gym_bridge.api.vllm_sampling:vllm_sampler"},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEnvironment:
+    """Tasks that are played in one place."""
+
+    name: str
+    weight: float
+    server: str | None
+    """Another resource server than env.server."""
+    tasks: tuple[Row, ...]
+    """Each with a task index that no task of the run's other environments has."""
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Online:
+    """What plays for a training."""
+
+    stream: "OnlineGroups"
+    sampler: TrainingSampler
+    validation: "Validation | None"
+
+
+def read_environments(settings: GRPOSettings) -> tuple[TrainingEnvironment, ...]:
+    """The tasks of data.train, or those that env.server makes.
+
+    Raises ConfigError and DataError for tasks that cannot be read, or that would be sampled from another distribution than the
+    policy.
+    """
+    if settings.data.train is None:
+        return (_made(settings),)
+    found: list[TrainingEnvironment] = []
+    first = 0
+    alone = len(settings.data.files) == 1
+    for file in settings.data.files:
+        tasks = tuple(_checked(file.path, first=None if alone else first))
+        first += len(tasks)
+        name = file.name or _stem(file)
+        found.append(
+            TrainingEnvironment(name=name, weight=file.weight, server=file.server, tasks=tasks, digest=digest_file(file.path))
+        )
+    return tuple(found)
+
+
+def open_online(
+    settings: GRPOSettings, environments: Sequence[TrainingEnvironment], begun: Begun, model: Path, stack: ExitStack
+) -> Online:
+    """Open all that plays; `stack` closes it. The sampler has the policy's weights. Raises ConfigError and ServerError."""
+    from gym_bridge.rollouts.models.sampled import SampledEndpoint
+    from gym_bridge.trainers.loop_thread import LoopThread
+    from gym_bridge.trainers.online_groups import InFlight, OnlineGroups
+    from gym_bridge.trainers.task_stream import TaskSet, TaskStream
+
+    env, policy, run = settings.env, begun.policy, begun.run.path
+    assert env is not None, "tasks are played in an environment"
+    identity = {"tasks_sha256": digest_json([one.digest for one in environments])}
+    log = stack.enter_context(RolloutLog(run / "rollouts.jsonl", identity=identity))
+    overlaps = settings.overlap.max_staleness > 0
+    sampler = SAMPLERS.load(settings.sampler.kind)(_actor(policy), settings.sampler, overlaps=overlaps, run=run)
+    stack.enter_context(closing(sampler))
+    sampler.push(policy.weights(), policy.version)
+    renderer = renderer_of(settings.policy, model)
+    as_played, faithful, for_agents = (
+        SampledEndpoint(one, renderer, max_tokens=settings.sampler.max_tokens, model=settings.policy.model)
+        for one in (sampler, WholeDistribution(sampler), WholeDistribution(sampler, or_greedy=True))
+    )
+    place = _Place(env, seed=settings.trainer.seed)
+    target = stack.enter_context(open_training_target(settings, env, for_agents, run=run))
+    targets = {one.name: _other(one.server, target, run, stack) for one in environments}
+    names = {task[TASK_INDEX]: one.name for one in environments for task in one.tasks}
+    thread, in_flight = stack.enter_context(closing(LoopThread())), InFlight(sampler.expect)
+    stream = OnlineGroups(
+        TaskStream(
+            [TaskSet(name=one.name, weight=one.weight, tasks=one.tasks) for one in environments],
+            seed=settings.trainer.seed,
+            curriculum=settings.data.curriculum,
+        ),
+        place.collector(faithful, targets, names, thread),
+        log,
+        algorithm=settings.algorithm,
+        overlap=settings.overlap,
+        thread=thread,
+        version=policy.version,
+        in_flight=in_flight,
+    )
+    validation = None
+    if settings.data.validation:
+        held_out = place.collector(as_played, {"": target}, {}, thread)
+        validation = _validation(settings, held_out, thread, in_flight, run)
+    return Online(stream=stream, sampler=sampler, validation=validation)
+
+
+def _actor(policy: "Policy") -> "Policy":
+    """The policy without the value model beside it."""
+    from gym_bridge.policy.actor_critic import ActorCritic
+
+    return policy.policy if isinstance(policy, ActorCritic) else policy
+
+
+class _Place:
+    """Makes the collectors of a run."""
+
+    def __init__(self, env: EnvSettings, *, seed: int):
+        self._env, self._seed = env, seed
+
+    def collector(
+        self, endpoint: "ModelEndpoint", targets: Mapping[str, Target], names: Mapping[int, str], thread: "LoopThread"
+    ) -> "RolloutCollector":
+        """The collector that plays a task at the target of its environment, of which `names` tells; `thread` closes it."""
+        from gym_bridge.rollouts.attempts import Attempts
+        from gym_bridge.rollouts.collector import RolloutCollector
+        from gym_bridge.rollouts.concurrency import FixedConcurrency
+        from gym_bridge.rollouts.players import LocalPlayer, Retries
+        from gym_bridge.rollouts.sessions.routing import ByTask
+
+        env = self._env
+        clients = {name: server_client(target) for name, target in targets.items()}
+        places = {
+            name: environment_of(target, loop=self._turn_loop(endpoint, target), http=clients[name], limits=env)
+            for name, target in targets.items()
+        }
+        player = LocalPlayer(
+            Attempts(
+                environment=ByTask(places, names) if len(places) > 1 else next(iter(places.values())),
+                timeout_s=env.rollout_timeout_s,
+            ),
+            retries=Retries(max_attempts=env.max_attempts),
+            patience_s=env.patience_s,
+            closers=[one.close for one in clients.values()],
+        )
+        cohorts = any(target.cohorts for target in targets.values())
+        collector = RolloutCollector(player, concurrency=FixedConcurrency(env.concurrency), cohorts=cohorts)
+        thread.closers.append(collector.close)
+        return collector
+
+    def _turn_loop(self, endpoint: "ModelEndpoint", target: Target) -> "TurnLoop | None":
+        from gym_bridge.rollouts.limits import Limits
+        from gym_bridge.rollouts.turn_loop import TurnLoop
+
+        if target.dialect == "agent":
+            return None
+        limits = Limits(**{one.name: getattr(self._env, one.name) for one in fields(Limits)})
+        return TurnLoop(endpoint=endpoint, limits=limits, seed=self._seed)
+
+
+def _other(server: str | None, target: Target, run: Path, stack: ExitStack) -> Target:
+    """The target of an environment: the run's own, or that of another resource server."""
+    if server is None:
+        return target
+    return stack.enter_context(open_target(TargetSettings(server=server), log=run / "nemo_gym.log"))
+
+
+def _validation(
+    settings: GRPOSettings, collector: "RolloutCollector", thread: "LoopThread", in_flight: "InFlight", run: Path
+) -> "Validation":
+    from gym_bridge.trainers.rollout_validation import RolloutValidation
+
+    def play(tasks: Sequence[Row], group_size: int) -> list[Group]:
+        async def collect() -> list[Group]:
+            groups = collector.groups(tasks, group_size=group_size, told=lambda _, num_ended: in_flight.add(-num_ended))
+            return [group async for group in groups]
+
+        in_flight.add(len(tasks) * group_size)
+        return thread.run(collect())
+
+    sets = {name: tuple(tasks_of(path)) for name, path in settings.data.validation.items()}
+    return RolloutValidation(sets, play, repeats=settings.data.validation_repeats, output=run / "validation")
+
+
+def _made(settings: GRPOSettings) -> TrainingEnvironment:
+    """Tasks that the resource server of env.server makes."""
+    from gym_bridge.resource_servers.registry import make_tasks
+
+    env = settings.env
+    assert env is not None, "tasks are played in an environment"
+    assert env.server is not None, "settings without tasks name a server"
+    made = make_tasks(env.server, num_tasks=settings.data.num_tasks, seed=settings.trainer.seed, split="train")
+    tasks = tuple({**row, TASK_INDEX: row.get(TASK_INDEX, position)} for position, row in enumerate(made))
+    return TrainingEnvironment(name=env.server, weight=1.0, server=None, tasks=tasks, digest=digest_json(tasks))
+
+
+def _checked(path: Path, *, first: int | None) -> Iterator[Row]:
+    """The tasks of a file, numbered on from `first` where it is not alone."""
+    for position, row in enumerate(tasks_of(path)):
+        params = row.get("responses_create_params")
+        try:
+            check_whole_distribution(params if isinstance(params, dict) else {})
+        except DataError as error:
+            raise DataError(str(error), path=path, line=position + 1) from None
+        yield row if first is None else {**row, TASK_INDEX: first + position}
+
+
+def _stem(file: TaskFile) -> str:
+    return file.path.name.split(".", 1)[0]

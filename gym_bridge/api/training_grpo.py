@@ -1,0 +1,110 @@
+"""GRPO and its kin, wired: a stream of groups, played or stored, the models beside the policy, and the loop."""
+
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gym_bridge.api.models import model_directory
+from gym_bridge.api.online import open_online, read_environments
+from gym_bridge.api.runs import BACKENDS, Begun, begin, open_backend
+from gym_bridge.api.stored_rollouts import replayed_steps, stored_digests, stored_groups
+from gym_bridge.io.digests import digest_weights
+from gym_bridge.io.metrics import MetricsWriter
+from gym_bridge.io.progress import Progress
+from gym_bridge.schemas.settings import GRPOSettings
+from gym_bridge.tokens.tokenizer import digest_tokenizer
+
+if TYPE_CHECKING:
+    from gym_bridge.policy.frozen_model import FrozenModel
+    from gym_bridge.schemas.seams import Policy, StepSource, Validation, WeightSync
+    from gym_bridge.trainers.loop import TrainResult
+
+
+def train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
+    """Train by reinforcement; see `api.training.train`."""
+    from gym_bridge.trainers.alarms import AlarmedMetrics, Alarms
+    from gym_bridge.trainers.columns import Columns
+    from gym_bridge.trainers.grpo import GRPOSource
+
+    model = model_directory(settings.policy.model)
+    environments = () if settings.data.is_stored else read_environments(settings)
+    data = stored_digests(settings) if settings.data.is_stored else {one.name: one.digest for one in environments}
+    teacher = None if settings.algorithm.teacher is None else model_directory(settings.algorithm.teacher)
+    digests = {"tokenizer": digest_tokenizer(model), **data, **({} if teacher is None else {"teacher": digest_weights(teacher)})}
+    total_steps = settings.trainer.max_steps
+    opened = partial(_open_policy, settings, model, total_steps=total_steps)
+    begun = begin(settings, model, digests=digests, total_steps=total_steps, open_policy=opened)
+    with ExitStack() as stack:
+        if settings.data.replay is not None:
+            steps = stack.enter_context(closing(replayed_steps(settings, begun)))
+            return _run(begun, steps, settings, begun.writer, quiet=quiet)
+        sync, validation, ensure = None, None, None
+        alarms = Alarms(settings.trainer.alarms)
+        if settings.data.is_stored:
+            stream = stored_groups(settings)
+        else:
+            online = open_online(settings, environments, begun, model, stack)
+            stream, sync, validation, ensure = online.stream, online.sampler, online.validation, online.sampler.ensure
+        source = GRPOSource(
+            stream,
+            Columns(begun.policy, settings, teacher=_open_teacher(teacher, settings, model)),
+            settings,
+            records=begun.run.path / "steps",
+            version=begun.policy.version,
+            environments=[one.name for one in environments],
+            ensure=ensure,
+            alarms=alarms,
+        )
+        stack.enter_context(closing(source))
+        writer = AlarmedMetrics(begun.writer, alarms)
+        return _run(begun, source, settings, writer, quiet=quiet, sync=sync, validation=validation)
+
+
+def _run(
+    begun: Begun,
+    source: "StepSource",
+    settings: GRPOSettings,
+    writer: MetricsWriter,
+    *,
+    quiet: bool,
+    sync: "WeightSync | None" = None,
+    validation: "Validation | None" = None,
+) -> "TrainResult":
+    from gym_bridge.trainers.loop import source_state, train
+    from gym_bridge.trainers.policy_loss import policy_loss
+
+    if begun.checkpoint:
+        source.load_state_dict(source_state(begun.checkpoint))
+    with Progress("train grpo", total=begun.total_steps, done=begun.policy.version, quiet=quiet) as progress:
+        return train(
+            begun.policy,
+            source,
+            policy_loss(settings),
+            run=begun.run,
+            settings=settings.trainer,
+            writer=writer,
+            progress=progress,
+            sync=sync,
+            validation=validation,
+        )
+
+
+def _open_policy(settings: GRPOSettings, model: Path, *, total_steps: int | None) -> "Policy":
+    """The policy; with generalised advantage estimation beside its value model."""
+    if settings.algorithm.estimator != "gae":
+        return open_backend(settings.policy, model, total_steps=total_steps)
+    from gym_bridge.policy.actor_critic import open_actor_critic
+    from gym_bridge.trainers.policy_loss import value_loss
+
+    backend = BACKENDS.load(settings.policy.backend)
+    critic = settings.algorithm.critic
+    return open_actor_critic(backend, model, settings.policy, critic, value_loss=value_loss(settings), total_steps=total_steps)
+
+
+def _open_teacher(teacher: Path | None, settings: GRPOSettings, model: Path) -> "FrozenModel | None":
+    if teacher is None:
+        return None
+    from gym_bridge.policy.frozen_model import open_teacher
+
+    return open_teacher(teacher, settings.policy, learner=model)

@@ -1,0 +1,74 @@
+"""Models that do not train and stay open: the reference, a teacher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from gym_bridge.errors import ConfigError
+from gym_bridge.policy.allocator import give_back_freed_memory
+from gym_bridge.policy.family import open_family
+from gym_bridge.policy.loading import resolve_device, resolve_dtype
+from gym_bridge.policy.master_weights import own_copy
+from gym_bridge.policy.reading import Reading, open_module, sequence_values, token_values
+from gym_bridge.schemas.policy_settings import PolicySettings
+from gym_bridge.schemas.tokens import TrainingSequence
+from gym_bridge.tokens.tokenizer import vocabulary_size
+
+
+class FrozenModel:
+    """A model as its directory holds it, in the compute dtype alone; family, kernels and packing are a policy's of `settings`."""
+
+    def __init__(self, directory: Path, settings: PolicySettings, *, head: Reading = "lm"):
+        """Raises ConfigError for settings that cannot take effect here, PolicyError for a model that cannot be packed."""
+        self.directory, self.settings = directory, settings
+        self.head: Reading = head
+        self.device = resolve_device(settings.device)
+        self.family = open_family(settings)
+        self.module = open_module(self.family, directory, device=self.device, reading=head)
+        dtype = resolve_dtype(settings.compute_dtype, self.device)
+        for param in self.module.parameters():
+            param.data = own_copy(param, dtype)
+        if self.device.type == "cpu":
+            give_back_freed_memory()
+
+    def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
+        """For each sequence the log-probs [n] of its trained tokens. Raises PolicyError when memory runs out."""
+        return sequence_values(
+            sequences,
+            lambda packed: token_values(self.family, self.module, packed, self.head),
+            settings=self.settings,
+            device=self.device,
+        )
+
+
+def open_teacher(directory: Path, settings: PolicySettings, *, learner: Path) -> FrozenModel:
+    """The model of `directory`, whose token ids must mean what they mean to the model of the directory `learner`; its output may be
+    padded to more ids. `settings` are those of the policy that learns.
+
+    Raises ConfigError for a teacher of other tokens, and as FrozenModel.
+    """
+    where = f"algorithm.teacher={directory}"
+    if differs := _difference(_vocabulary(directory, where), _vocabulary(learner, str(learner))):
+        raise ConfigError(f"{where}: {differs}; choose a teacher with the tokenizer of {learner}")
+    known, needed = vocabulary_size(directory), vocabulary_size(learner)
+    if known is not None and needed is not None and known < needed:
+        raise ConfigError(f"{where} knows {known} token ids, but {learner} can sample {needed}; choose a larger teacher")
+    return FrozenModel(directory, settings)
+
+
+def _vocabulary(directory: Path, where: str) -> dict[str, int]:
+    file = directory / "tokenizer.json"
+    if not file.exists():
+        raise ConfigError(f"{where}: no tokenizer.json there; give a Hugging Face directory with its tokenizer")
+    return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+
+
+def _difference(taught: dict[str, int], learned: dict[str, int]) -> str:
+    """How the teacher's vocabulary differs from the learner's, empty where it does not."""
+    if taught == learned:
+        return ""
+    _, token = min((index, token) for token, index in {*taught.items()} ^ {*learned.items()})
+    there, here = (f"id {one[token]}" if token in one else "unknown" for one in (taught, learned))
+    return f"its {len(taught)} tokens are not the policy's {len(learned)}: {token!r} is {there} to it and {here} to the policy"

@@ -1,0 +1,70 @@
+"""What is read off a model for a trained token: its log-prob, a score or a value. N = trained tokens of a microbatch."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gym_bridge.policy.failures import memory_told
+from gym_bridge.policy.family import ModelFamily
+from gym_bridge.policy.head import token_logprobs
+from gym_bridge.policy.importing import head_of
+from gym_bridge.policy.loading import SCORE
+from gym_bridge.policy.packing import Pack, assign_units, pack
+from gym_bridge.schemas.policy_settings import PolicySettings
+from gym_bridge.schemas.seams import Head
+from gym_bridge.schemas.tokens import TrainingSequence
+
+Reading = Head | Literal["value"]
+"""As `Head`; `value` is the scalar head at the state before a trained token: a score of all before it."""
+
+
+def head_for(reading: Reading) -> Head:
+    """The head of the model that it is read off."""
+    return "lm" if reading == "lm" else "scalar"
+
+
+def open_module(family: ModelFamily, directory: Path, *, device: torch.device, reading: Reading) -> PreTrainedModel:
+    """The model of a directory in float32; values begin with a head of zeros where that is a language model.
+
+    Raises PolicyError as the family does.
+    """
+    module = family.load(directory, device=device, head=head_for(reading))
+    if reading == "value" and head_of(directory) == "lm":
+        torch.nn.init.zeros_(module.get_parameter(SCORE))
+    return module
+
+
+def token_values(family: ModelFamily, module: PreTrainedModel, packed: Pack, reading: Reading) -> tuple[Tensor, Tensor | None]:
+    """Log-probs [N] and entropies [N] of the trained tokens, or with the scalar head their scores [N] alone."""
+    hidden = family.hidden(module, packed)
+    if reading == "lm":
+        return token_logprobs(hidden[packed.predictors], packed.targets, family.output_head(module))
+    places = packed.trained if reading == "scalar" else packed.predictors
+    return (hidden[places] @ family.score_weight(module)).float(), None
+
+
+@torch.no_grad()
+def sequence_values(
+    sequences: Sequence[TrainingSequence],
+    read: Callable[[Pack], tuple[Tensor, Tensor | None]],
+    *,
+    settings: PolicySettings,
+    device: torch.device,
+) -> list[Tensor]:
+    """For each sequence what `read` says of its trained tokens [n], on the CPU, without gradient.
+
+    Raises PolicyError when memory runs out.
+    """
+    found: dict[int, Tensor] = {}
+    units, sharing = [(one,) for one in sequences], settings.prefix_sharing
+    for batch in assign_units(units, max_tokens=settings.microbatch_tokens, share_prefixes=sharing):
+        part = [sequences[index] for index in batch]
+        packed = pack(part, share_prefixes=sharing, device=device)
+        with memory_told(part, settings, packed_tokens=len(packed.token_ids)):
+            values, _ = read(packed)
+        found |= zip(batch, values.cpu().split([one.num_trained for one in part]), strict=True)
+    return [found[index] for index in range(len(sequences))]

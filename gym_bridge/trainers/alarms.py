@@ -1,0 +1,171 @@
+"""Alarms: numbers of a training that tell of a known way to fail. They stop nothing."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gym_bridge.io.metrics import MetricsWriter
+from gym_bridge.schemas.settings import AlarmSettings
+from gym_bridge.trainers.best import PREFIX
+
+log = logging.getLogger(__name__)
+
+FIRST_STEPS = 5
+"""Steps whose mean length of completions later ones are compared with."""
+
+
+class Alarms:
+    """Looks at the metrics of each step and of each validation, in the order in which they come.
+
+    Read are `entropy`, `kl`, `gap`, `completion_tokens` and `reward` of steps, and `validation/NAME/reward`.
+    """
+
+    def __init__(self, settings: AlarmSettings):
+        self._settings = settings
+        self._on: set[str] = set()
+        self._first_lengths: list[float] = []
+        self._trend = _Trend()
+
+    def check(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """`alarm/NAME`: 1.0 for what is wrong with these metrics; a warning is logged when an alarm begins.
+
+        An alarm ends with the first metrics that are in order again.
+        """
+        found: dict[str, float] = {}
+        given = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for name, warning in self._looked_at(given):
+            if warning is None:
+                self._on.discard(name)
+                continue
+            found[f"alarm/{name}"] = 1.0
+            if name not in self._on:
+                log.warning("%s", warning)
+                self._on.add(name)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which `load_state_dict` continues."""
+        return {"on": sorted(self._on), "first_lengths": list(self._first_lengths), "trend": asdict(self._trend)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the metrics of `state`."""
+        self._on, self._first_lengths = set(state["on"]), list(state["first_lengths"])
+        self._trend = _Trend(**state["trend"])
+
+    def _looked_at(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str | None]]:
+        """Each alarm that these metrics decide, with its warning where something is wrong."""
+        limits, entropy, kl, gap = self._settings, metrics.get("entropy"), metrics.get("kl"), metrics.get("gap")
+        if limits.min_entropy is not None and entropy is not None:
+            yield "entropy", _entropy(entropy, limits.min_entropy)
+        if limits.max_kl is not None and kl is not None:
+            yield "kl", _kl(kl, limits.max_kl)
+        if limits.max_gap is not None and gap is not None:
+            yield "gap", _gap(gap, limits.max_gap)
+        if limits.min_length_ratio is not None and "completion_tokens" in metrics:
+            yield "length", self._length(metrics["completion_tokens"], limits.min_length_ratio)
+        if limits.heldout_patience is not None:
+            yield from self._held_out(metrics, limits.heldout_patience)
+
+    def _length(self, tokens: float, least: float) -> str | None:
+        if len(self._first_lengths) < FIRST_STEPS:
+            self._first_lengths.append(tokens)
+            return None
+        first = math.fsum(self._first_lengths) / FIRST_STEPS
+        if tokens >= least * first:
+            return None
+        return (
+            f"completions have collapsed: {tokens:.4g} tokens on average, {tokens / first:.2f} of the {first:.4g} of the first "
+            f"{FIRST_STEPS} steps, below trainer.alarms.min_length_ratio={least:g}; look at the rollouts: an empty answer may earn "
+            "as much as an honest one; try a lower policy.lr, or algorithm.beta > 0"
+        )
+
+    def _held_out(self, metrics: Mapping[str, float], patience: int) -> Iterator[tuple[str, str | None]]:
+        if "reward" in metrics:
+            self._trend.trained(metrics["reward"])
+        ends = (PREFIX, "/reward")
+        sets = {name[len(ends[0]) : -len(ends[1])]: name for name in metrics if name.startswith(ends[0]) and name.endswith(ends[1])}
+        if not sets:
+            return
+        self._trend.validated({name: metrics[metric] for name, metric in sets.items()})
+        for name in sets:
+            times = self._trend.times[name]
+            yield (
+                f"held_out/{name}",
+                None
+                if times < patience
+                else (
+                    f"the training reward rose while that of {PREFIX}{name} fell, {times} validations in a row, to "
+                    f"{metrics[sets[name]]:.4g}: the policy learns the tasks by heart, or to please their verifier; take the best "
+                    "checkpoint (trainer.keep_best), more tasks, a lower policy.lr or algorithm.beta > 0"
+                ),
+            )
+
+
+class AlarmedMetrics:
+    """A `MetricsWriter` that writes alarms beside the numbers that raised them."""
+
+    def __init__(self, writer: MetricsWriter, alarms: Alarms):
+        self._writer, self._alarms = writer, alarms
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record `metrics` and their alarms at `step`."""
+        self._writer.write(step, {**metrics, **self._alarms.check(metrics)})
+
+
+@dataclass(slots=True)
+class _Trend:
+    """How the rewards of training and of held-out sets moved between validations."""
+
+    rewards: list[float] = field(default_factory=list)
+    """Of the steps since the last validation."""
+    training: float | None = None
+    """The mean reward of the steps between the last two validations."""
+    held_out: dict[str, float] = field(default_factory=dict)
+    """What the last validation of each set found."""
+    times: dict[str, int] = field(default_factory=dict)
+    """For each set the validations in a row in which training rose and it fell."""
+
+    def trained(self, reward: float) -> None:
+        """A step had this mean reward."""
+        self.rewards.append(reward)
+
+    def validated(self, found: Mapping[str, float]) -> None:
+        """A validation found these rewards; one without a step since the last tells nothing of training."""
+        training = math.fsum(self.rewards) / len(self.rewards) if self.rewards else None
+        rose = training is not None and self.training is not None and training > self.training
+        for name, reward in found.items():
+            parted = rose and name in self.held_out and reward < self.held_out[name]
+            self.times[name] = self.times.get(name, 0) + 1 if parted else 0
+        self.held_out |= found
+        if training is not None:
+            self.training, self.rewards = training, []
+
+
+def _entropy(entropy: float, least: float) -> str | None:
+    if entropy >= least:
+        return None
+    return (
+        f"the policy's entropy has collapsed: {entropy:.3g} nats a token, below trainer.alarms.min_entropy={least:g}: it hardly "
+        "tries anything new; try a larger algorithm.clip_high, algorithm.entropy_bonus > 0 or a lower policy.lr"
+    )
+
+
+def _kl(kl: float, most: float) -> str | None:
+    if kl <= most:
+        return None
+    return (
+        f"the policy has drifted from the reference: a KL of {kl:.3g} nats a token, above trainer.alarms.max_kl={most:g}; "
+        "try a larger algorithm.beta or a lower policy.lr"
+    )
+
+
+def _gap(gap: float, most: float) -> str | None:
+    if gap <= most:
+        return None
+    return (
+        f"sampler and trainer disagree: a mean exp |difference of log-probs| of {gap:.4g}, above trainer.alarms.max_gap={most:g}; "
+        "try policy.compute_dtype=float32 and the same in the sampler, a smaller overlap.max_staleness, or "
+        "algorithm.old_logprobs=trainer with an algorithm.correction"
+    )

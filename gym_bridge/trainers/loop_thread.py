@@ -1,0 +1,57 @@
+"""An event loop in a thread of its own, for coroutines that a synchronous training loop waits for."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+CLOSING_S = 30.0
+
+
+class LoopThread:
+    """The loop; `closers` are awaited in it when it ends, in their order."""
+
+    def __init__(self, name: str = "collector"):
+        self.closers: list[Callable[[], Awaitable[None]]] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result; Ctrl-C cancels it first."""
+        future = self.start(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Begin a coroutine and go on."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the loop, some time from now."""
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+    def close(self) -> None:
+        """Cancel what runs, close what is to be closed and end the thread; closing again does nothing."""
+        if self._loop.is_closed():
+            return
+
+        async def end() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for close in self.closers:
+                await close()
+
+        try:
+            self.start(end()).result(timeout=CLOSING_S)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()

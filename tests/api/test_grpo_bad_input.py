@@ -1,0 +1,110 @@
+"""Reinforcement learning where something is wrong: it waits and goes on, or it stops and says what to do."""
+
+import json
+import shutil
+import threading
+import time
+
+import pytest
+
+from gym_bridge.errors import ConfigError, ServerError
+from gym_bridge.io.jsonl import write_jsonl
+from gym_bridge.resource_servers.process import ServerProcess
+from tests.api.grpo_stage import LETTERS, rows, run, steps
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    write_jsonl(path, [{"responses_create_params": {"input": f"Say {n}"}} for n in range(8)])
+    return path
+
+
+def restarted_when(condition, *, away_s):
+    """A server, one that stands in its place `away_s` after it is ended, once `condition()`, and the thread that does so."""
+    server = ServerProcess(f"{LETTERS}:Letters").__enter__()
+
+    def restart():
+        while not condition():
+            time.sleep(0.002)
+        server.__exit__(None, None, None)
+        time.sleep(away_s)
+        again.append(ServerProcess(f"{LETTERS}:Letters", port=int(server.url.rpartition(":")[2])).__enter__())
+
+    again: list[ServerProcess] = []
+    thread = threading.Thread(target=restart)
+    thread.start()
+    return server, again, thread
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_is_waited_for(tiny_llama, tmp_path, tasks):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    server, again, thread = restarted_when(lambda: metrics.exists() and metrics.stat().st_size > 0, away_s=6)
+    try:
+        result = run(tiny_llama, tmp_path / "run", f"env.server={server.url}", f"data.train={tasks}", "trainer.max_steps=12")
+    finally:
+        thread.join()
+        again[0].__exit__(None, None, None)
+    assert result.steps == 12
+    assert [one["step"] for one in steps(tmp_path / "run")] == list(range(1, 13))
+    assert max(one["rollouts_s"] for one in rows(metrics)) > 5  # one batch waited
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_away_stops_the_training_which_goes_on_later(tiny_llama, tmp_path, tasks):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    server, again, thread = restarted_when(lambda: metrics.exists() and metrics.stat().st_size > 0, away_s=8)
+    fixed = [f"env.server={server.url}", f"data.train={tasks}", "trainer.max_steps=500", "policy.lr=1e-6"]
+    with pytest.raises(ServerError, match="gone"):
+        run(tiny_llama, tmp_path / "run", *fixed, "env.patience_s=2")
+    before = len(steps(tmp_path / "run"))
+    assert before >= 1  # what was trained is saved
+    thread.join()
+    try:
+        result = run(tiny_llama, tmp_path / "run", *fixed, "env.patience_s=2", "trainer.max_time_s=1")
+    finally:
+        again[0].__exit__(None, None, None)
+    assert result.steps > before
+    assert [one["step"] for one in steps(tmp_path / "run")] == list(range(1, result.steps + 1))
+
+
+def test_a_policy_without_a_chat_template_is_told_of_renderers(tiny_llama, tmp_path, tasks):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_llama, bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    file = bare / "tokenizer_config.json"
+    file.write_text(json.dumps({name: one for name, one in json.loads(file.read_text()).items() if name != "chat_template"}))
+    with pytest.raises(ConfigError, match="neither its chat template nor its name tells how to render for it; name a renderer"):
+        run(bare, tmp_path / "run", f"data.train={tasks}")
+
+
+def test_a_group_of_one_needs_no_sibling_only_where_nothing_is_compared(tiny_llama, tmp_path, tasks):
+    alone = [f"data.train={tasks}", "algorithm.group_size=1"]
+    with pytest.raises(ConfigError, match="a rollout without siblings has no advantage"):
+        run(tiny_llama, tmp_path / "run", *alone)
+    assert run(tiny_llama, tmp_path / "run", *alone, "algorithm.baseline=none", "algorithm.scale=none").steps == 2
+    assert run(tiny_llama, tmp_path / "ppo", *alone, "algorithm=ppo").steps == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("env.server=nowhere", "unknown resource server 'nowhere'"),
+        ("data.rollouts=x.jsonl", "expected one of data.train, data.rollouts, data.groups and data.replay"),
+        ("env.agent_url=http://127.0.0.1:1", "expected one of env.server, env.agent_url, env.head_url and env.gym_configs"),
+        ("sampler.kind=vllm", "sampler.kind=vllm needs sampler.url"),
+        ("sampler.sleep=true", "sampler.sleep has no effect on sampler.kind=local; it is for vllm"),
+        (
+            "algorithm.correction=tis",
+            "algorithm.correction=tis corrects the trainer's log-probs; set algorithm.old_logprobs=trainer",
+        ),
+        ("algorithm.kl_in=reward", "algorithm.kl_in=reward has no effect without algorithm.beta"),
+        ("algorithm.component_weights.a=1", "algorithm.component_weights are for algorithm.estimator=components"),
+        ("algorithm.estimator=gea", "algorithm.estimator='gea': one of group, components, gae, teacher"),
+        ("env.concurrency=4 sampler.lockstep=true", "sampler.lockstep needs env.concurrency >= 8, a whole batch, got 4"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(override, told, tiny_llama, tmp_path, tasks):
+    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+        run(tiny_llama, tmp_path / "run", f"data.train={tasks}", *override.split())
