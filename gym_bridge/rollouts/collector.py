@@ -49,7 +49,7 @@ class RolloutCollector:
         """The group of every task, in order of completion; failed members are in it. `told` hears of every attempt as it ends.
 
         A task's rollouts are numbered from its `_ng_rollout_index`, or from 0. `tasks` may be a `TaskFeed`; then the groups go on
-        until it ends. Raises ServerError when a server is gone.
+        until the generator is closed. Raises ServerError when a server is gone.
         """
         last: dict[int, list[Rollout]] = defaultdict(list)
         retried: dict[int, list[Rollout]] = defaultdict(list)
@@ -106,7 +106,7 @@ class RolloutCollector:
         try:
             while True:
                 num_started = self._start(units, flight)
-                if not flight.running and (feed is None or feed.is_over):
+                if not flight.running and feed is None:
                     return
                 if num_started == STARTS_AT_ONCE and flight.ended.empty():
                     await asyncio.sleep(0)

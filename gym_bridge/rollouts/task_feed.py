@@ -10,7 +10,7 @@ from gym_bridge.schemas.rollouts import Row
 
 
 class TaskFeed:
-    """A queue of tasks for one collector, filled and ended in the collector's event loop.
+    """A queue of tasks for one collector, filled in the collector's event loop; it never ends, the play over it is closed.
 
     A task comes with its `_ng_task_index` and the `_ng_rollout_index` of its first rollout, which nobody has had before.
     """
@@ -19,22 +19,11 @@ class TaskFeed:
         self.wake: Callable[[], None] = lambda: None
         """Called when there is something new; the collector sets it."""
         self._tasks: deque[Row] = deque()
-        self._ended = False
 
     def put(self, tasks: list[Row]) -> None:
         """Hand over further tasks."""
         self._tasks.extend(tasks)
         self.wake()
-
-    def end(self) -> None:
-        """There will be no more."""
-        self._ended = True
-        self.wake()
-
-    @property
-    def is_over(self) -> bool:
-        """True when it was ended and all of its tasks are taken."""
-        return self._ended and not self._tasks
 
     def __iter__(self) -> Iterator[Row]:
         """The tasks that are here now."""
@@ -44,7 +33,7 @@ class TaskFeed:
     def planned(self, group_size: int) -> Iterator[PlannedRollout | None]:
         """The rollouts of every task, as groups numbered one after the other; None while there is none to give."""
         numbers = count()
-        while not self.is_over:
+        while True:
             if not self._tasks:
                 yield None
                 continue

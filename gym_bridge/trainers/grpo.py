@@ -11,6 +11,7 @@ The steps of one batch: groups from a stream, their rewards, the log-probs and v
 then one update for each minibatch of each pass.
 """
 
+import logging
 import random
 import time
 from collections import Counter, deque
@@ -30,6 +31,8 @@ from gym_bridge.trainers.estimators import Rollouts, advantaged, has_signal, val
 from gym_bridge.trainers.experience import ExperienceGroup, experiences_of
 from gym_bridge.trainers.group_stream import GroupStream, PlayedGroup
 from gym_bridge.trainers.rollout_metrics import batch_metrics
+
+log = logging.getLogger(__name__)
 
 MAX_EMPTY_BATCHES = 20  # batches in a row without any group that has a signal
 
@@ -109,7 +112,9 @@ class GRPOSource:
         """The rollouts of each group that trains, and the numbers of all that was played; nothing at the stream's end."""
         started = time.perf_counter()
         played: list[PlayedGroup] = []
-        for _ in range(MAX_EMPTY_BATCHES):
+        for number in range(MAX_EMPTY_BATCHES):
+            if number == 1:
+                log.warning("%s; playing on, for at most %d batches", without_signal(played, self.settings), MAX_EMPTY_BATCHES)
             before = len(played)
             gathered = self._gather(played)
             if len(played) == before:

@@ -52,7 +52,7 @@ class Scripted:
         more.set()
         playing = set()
         try:
-            while playing or not tasks.is_over:
+            while True:
                 for row in tasks:
                     self.asked.append(row["_ng_task_index"])
                     playing.add(asyncio.create_task(self.play(row, group_size, told)))

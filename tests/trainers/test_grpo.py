@@ -176,11 +176,13 @@ def test_a_batch_without_any_signal_is_followed_by_another(tmp_path):
         (1.0, "all between 1 and 1; the tasks are too hard or too easy for this policy"),
     ],
 )
-def test_many_batches_without_a_signal_are_a_policy_error_that_says_what_to_try(tmp_path, reward, told):
+def test_many_batches_without_a_signal_are_a_policy_error_that_says_what_to_try(tmp_path, reward, told, caplog):
     stream = Given(lambda task: [reward] * 3)
     with pytest.raises(PolicyError, match=f"40 groups in a row had no spread in their rewards: {told}"):
         first_step(stream, tmp_path)
     assert stream.taken == 2 * MAX_EMPTY_BATCHES == 40
+    (warning,) = caplog.messages  # after the first of them, not only when the run has been lost
+    assert warning.startswith("2 groups in a row had no spread in their rewards")
 
 
 def test_dynamic_sampling_replaces_groups_without_a_signal(tmp_path):

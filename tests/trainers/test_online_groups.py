@@ -150,7 +150,8 @@ def test_rollout_indices_never_repeat(tmp_path):
 
 def test_groups_that_never_trained_come_again_out_of_the_log(tmp_path):
     outcomes = [1.0, FailureType.TOOL]
-    with playing(tmp_path, lambda task, member: outcomes[member], num_tasks=8, max_staleness=1) as (stream, collector):
+    chosen = {"num_tasks": 8, "max_staleness": 1}
+    with playing(tmp_path, lambda task, member: outcomes[member], tried_twice=True, **chosen) as (stream, collector):
         trained = tasks_of(stream.take(2))
         stream.stepped(1)
         taken = stream.take(2)
@@ -158,7 +159,7 @@ def test_groups_that_never_trained_come_again_out_of_the_log(tmp_path):
         state = json.loads(json.dumps(stream.state_dict()))
         asked = collector.asked
         assert len(set(asked)) == 6
-    with playing(tmp_path, spread, num_tasks=8, max_staleness=1, state=state, version=1) as (stream, collector):
+    with playing(tmp_path, spread, state=state, version=1, **chosen) as (stream, collector):
         again = stream.take(2)
         assert tasks_of(again) == tasks_of(taken)
         assert [one.group.rollouts for one in again] == [one.group.rollouts for one in taken]
