@@ -60,8 +60,9 @@ def load_config(
     """`model` filled from YAML `files`, later ones first in rank, then `values`, then `overrides` such as `policy.lr=1e-5`.
 
     An override of one of the model's `shorthands`, such as `algorithm=dapo`, sets the key that it is short for. Keys of a program
-    that `foreign` knows are told by what they are called here. Raises ConfigError for an unreadable file, an override without
-    `=`, an unknown key or a value of the wrong type.
+    that `foreign` knows are told by what they are called here. An override of a key of the model's `gives_way` leaves out those
+    that a file set in its place: they are null unless overridden too. Raises ConfigError for an unreadable file, an override
+    without `=`, an unknown key or a value of the wrong type.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -73,6 +74,7 @@ def load_config(
             raise ConfigError(f"override {override!r} has no '='; write key.subkey=value")
     shorthands: Mapping[str, str] = getattr(model, "shorthands", {})
     overrides = [_written_out(one, shorthands) for one in overrides]
+    overrides = [*_given_way(overrides, getattr(model, "gives_way", {})), *overrides]
     merged = None
     try:
         given = OmegaConf.create(dict(values or {}))
@@ -90,6 +92,12 @@ def load_config(
 def _written_out(override: str, shorthands: Mapping[str, str]) -> str:
     key, _, value = override.partition("=")
     return f"{shorthands[key]}={value}" if key in shorthands and value.isidentifier() else override
+
+
+def _given_way(overrides: Sequence[str], gives_way: Mapping[str, Sequence[str]]) -> list[str]:
+    given = dict(override.split("=", 1) for override in overrides)
+    chosen = [key for key in gives_way if given.get(key, "null") != "null"]
+    return [f"{other}=null" for key in chosen for other in gives_way[key] if other not in given]
 
 
 def _load_yaml(file: str | Path) -> Any:

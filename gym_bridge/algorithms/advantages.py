@@ -49,7 +49,7 @@ def turn_advantages(turn_rewards: Sequence[Sequence[float]], *, baseline: Baseli
     G_(i,t) = sum_(u >= t) r_(i,u)
     mean           A_(i,t) = G_(i,t) - mean of G_(j,t) over all rollouts j that reached turn t, this one among them
     leave_one_out  A_(i,t) = G_(i,t) - mean of G_(j,t) over the siblings j that reached turn t; where none did, over those that
-                             reached the last turn that any of them reached
+                             reached the last turn that any of them reached; 0 where no sibling has any turn
     none           A_(i,t) = G_(i,t)
     with `scale_by_std` divided by the sample standard deviation of all G of the group + 1e-6.
 
@@ -80,7 +80,7 @@ def _turn_baseline(returns: Sequence[Sequence[float]], index: int, turn: int, ba
         return fmean(own[turn] for own in returns if len(own) > turn)
     siblings = [own for other, own in enumerate(returns) if other != index and own]
     reached = min(turn, max(map(len, siblings), default=0) - 1)
-    return fmean(own[reached] for own in siblings if len(own) > reached) if siblings else 0.0
+    return fmean(own[reached] for own in siblings if len(own) > reached) if siblings else returns[index][turn]
 
 
 def component_advantages(

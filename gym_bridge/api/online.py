@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from gym_bridge.api.requested import tasks_of
 from gym_bridge.api.runs import Begun, renderer_of
-from gym_bridge.api.targets import Target, open_target, server_client
-from gym_bridge.api.training_target import environment_of, open_training_target
+from gym_bridge.api.targets import Target, environment_of, open_target, server_client
+from gym_bridge.api.training_target import open_training_target
 from gym_bridge.config import Registry
-from gym_bridge.errors import DataError
+from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.io.digests import digest_file, digest_json
 from gym_bridge.io.rollout_log import RolloutLog
 from gym_bridge.rollouts.models.whole_distribution import WholeDistribution, check_whole_distribution
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from gym_bridge.rollouts.collector import RolloutCollector
     from gym_bridge.rollouts.turn_loop import TurnLoop
     from gym_bridge.schemas.seams import ModelEndpoint, Policy, Validation
+    from gym_bridge.trainers.fresh_weights import FreshWeights
     from gym_bridge.trainers.loop_thread import LoopThread
-    from gym_bridge.trainers.online_groups import InFlight, OnlineGroups
+    from gym_bridge.trainers.online_groups import FlightCount, OnlineGroups
+    from gym_bridge.trainers.rollout_validation import PlayTasks
 
 
 class TrainingSampler(Sampler, WeightSync, Protocol):
@@ -69,6 +71,7 @@ class Online:
 
     stream: "OnlineGroups"
     sampler: TrainingSampler
+    weights: "FreshWeights"
     validation: "Validation | None"
 
 
@@ -98,8 +101,9 @@ def open_online(
 ) -> Online:
     """Open all that plays; `stack` closes it. The sampler has the policy's weights. Raises ConfigError and ServerError."""
     from gym_bridge.rollouts.models.sampled import SampledEndpoint
+    from gym_bridge.trainers.fresh_weights import FreshWeights
     from gym_bridge.trainers.loop_thread import LoopThread
-    from gym_bridge.trainers.online_groups import InFlight, OnlineGroups
+    from gym_bridge.trainers.online_groups import FlightCount, OnlineGroups
     from gym_bridge.trainers.task_stream import TaskSet, TaskStream
 
     env, policy, run = settings.env, begun.policy, begun.run.path
@@ -109,17 +113,23 @@ def open_online(
     overlaps = settings.overlap.max_staleness > 0
     sampler = SAMPLERS.load(settings.sampler.kind)(_actor(policy), settings.sampler, overlaps=overlaps, run=run)
     stack.enter_context(closing(sampler))
-    sampler.push(policy.weights(), policy.version)
+    weights = FreshWeights(policy, sampler)
     renderer = renderer_of(settings.policy, model)
-    as_played, faithful, for_agents = (
-        SampledEndpoint(one, renderer, max_tokens=settings.sampler.max_tokens, model=settings.policy.model)
-        for one in (sampler, WholeDistribution(sampler), WholeDistribution(sampler, or_greedy=True))
-    )
-    place = _Place(env, seed=settings.trainer.seed)
-    target = stack.enter_context(open_training_target(settings, env, for_agents, run=run))
+    whole = WholeDistribution(sampler)
+    max_tokens, name = settings.sampler.max_tokens, settings.policy.model
+    as_played, faithful = (SampledEndpoint(one, renderer, max_tokens=max_tokens, model=name) for one in (sampler, whole))
+    place = _Place(env, seed=settings.trainer.seed, trusted=policy.version > 0)
+    target = stack.enter_context(open_training_target(settings, env, faithful, run=run))
+    _check_cohorts(settings, target)
+    if settings.sampler.lockstep and target.cohorts:
+        raise ConfigError(
+            "sampler.lockstep waits until all rollouts in flight ask for a turn, and members of a cohort wait for each other's "
+            "verification; leave it out"
+        )
     targets = {one.name: _other(one.server, target, run, stack) for one in environments}
     names = {task[TASK_INDEX]: one.name for one in environments for task in one.tasks}
-    thread, in_flight = stack.enter_context(closing(LoopThread())), InFlight(sampler.expect)
+    thread = stack.enter_context(closing(LoopThread()))
+    in_flight = FlightCount(lambda count: sampler.expect(min(count, env.concurrency)))
     stream = OnlineGroups(
         TaskStream(
             [TaskSet(name=one.name, weight=one.weight, tasks=one.tasks) for one in environments],
@@ -134,11 +144,25 @@ def open_online(
         version=policy.version,
         in_flight=in_flight,
     )
+    weights.settle = stream.settle
     validation = None
     if settings.data.validation:
+        _check_validation(settings, target)
         held_out = place.collector(as_played, {"": target}, {}, thread)
-        validation = _validation(settings, held_out, thread, in_flight, run)
-    return Online(stream=stream, sampler=sampler, validation=validation)
+
+        def play(tasks: Sequence[Row], group_size: int) -> list[Group]:
+            weights.renew()
+            in_flight.add(len(tasks) * group_size)
+            with whole.letting_greedy_pass():  # agents have one endpoint for both
+                return thread.run(_played(held_out, tasks, group_size, in_flight))
+
+        validation = _validation(settings, play, run)
+    return Online(stream=stream, sampler=sampler, weights=weights, validation=validation)
+
+
+async def _played(collector: "RolloutCollector", tasks: Sequence[Row], group_size: int, in_flight: "FlightCount") -> list[Group]:
+    groups = collector.groups(tasks, group_size=group_size, told=lambda _, num_ended: in_flight.add(-num_ended))
+    return [group async for group in groups]
 
 
 def _actor(policy: "Policy") -> "Policy":
@@ -151,8 +175,9 @@ def _actor(policy: "Policy") -> "Policy":
 class _Place:
     """Makes the collectors of a run."""
 
-    def __init__(self, env: EnvSettings, *, seed: int):
-        self._env, self._seed = env, seed
+    def __init__(self, env: EnvSettings, *, seed: int, trusted: bool):
+        """`trusted`: rollouts have succeeded before, so that a server which is away is waited for from the start."""
+        self._env, self._seed, self._trusted = env, seed, trusted
 
     def collector(
         self, endpoint: "ModelEndpoint", targets: Mapping[str, Target], names: Mapping[int, str], thread: "LoopThread"
@@ -179,6 +204,8 @@ class _Place:
             patience_s=env.patience_s,
             closers=[one.close for one in clients.values()],
         )
+        if self._trusted:
+            player.trust()
         cohorts = any(target.cohorts for target in targets.values())
         collector = RolloutCollector(player, concurrency=FixedConcurrency(env.concurrency), cohorts=cohorts)
         thread.closers.append(collector.close)
@@ -201,18 +228,27 @@ def _other(server: str | None, target: Target, run: Path, stack: ExitStack) -> T
     return stack.enter_context(open_target(TargetSettings(server=server), log=run / "nemo_gym.log"))
 
 
-def _validation(
-    settings: GRPOSettings, collector: "RolloutCollector", thread: "LoopThread", in_flight: "InFlight", run: Path
-) -> "Validation":
+def _check_cohorts(settings: GRPOSettings, target: Target) -> None:
+    size = target.cohort_size
+    if size is not None and target.cohorts and settings.algorithm.group_size != size:
+        raise ConfigError(
+            f"the verifier compares {size} rollouts of a task, and answers none before all have come: "
+            f"set algorithm.group_size={size}"
+        )
+
+
+def _check_validation(settings: GRPOSettings, target: Target) -> None:
+    if target.cohorts:
+        raise ConfigError("data.validation plays a greedy rollout alone, which a verifier that compares siblings never answers")
+    apart = next((one for one in settings.data.files if one.server is not None), None)
+    if apart is not None:
+        raise ConfigError(
+            f"data.validation is played at env.server alone, and {apart.path} at {apart.server}; leave out one of them"
+        )
+
+
+def _validation(settings: GRPOSettings, play: "PlayTasks", run: Path) -> "Validation":
     from gym_bridge.trainers.rollout_validation import RolloutValidation
-
-    def play(tasks: Sequence[Row], group_size: int) -> list[Group]:
-        async def collect() -> list[Group]:
-            groups = collector.groups(tasks, group_size=group_size, told=lambda _, num_ended: in_flight.add(-num_ended))
-            return [group async for group in groups]
-
-        in_flight.add(len(tasks) * group_size)
-        return thread.run(collect())
 
     sets = {name: tuple(tasks_of(path)) for name, path in settings.data.validation.items()}
     return RolloutValidation(sets, play, repeats=settings.data.validation_repeats, output=run / "validation")

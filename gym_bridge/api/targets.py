@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.io.digests import digest_json
+from gym_bridge.schemas.addresses import TOKEN_VARIABLE
 from gym_bridge.schemas.play_settings import LimitSettings, TargetSettings
 
 if TYPE_CHECKING:
     from gym_bridge.rollouts.http import HttpClient
+    from gym_bridge.rollouts.policy_server.calls import PolicyServer
     from gym_bridge.rollouts.sessions.detection import Dialect
     from gym_bridge.rollouts.sessions.environment import Environment
     from gym_bridge.rollouts.sessions.head import HeadConfig
@@ -36,6 +38,8 @@ class Target:
     """The rollouts of a task are played together."""
     cohort_size: int | None = None
     """How many of them the verifier waits for, where its config tells."""
+    policy: "PolicyServer | None" = None
+    """The endpoint of the policy that trains, where it is the agents' model; in the process that serves it alone."""
 
 
 @contextmanager
@@ -63,29 +67,30 @@ def server_client(target: Target | None = None) -> "HttpClient":
     from gym_bridge.rollouts.http import HttpClient, connections_for
 
     to_agents = target is not None and target.dialect == "agent"
-    return HttpClient(
-        max_connections=connections_for("tools"), bearer=None if to_agents else os.environ.get("GYM_BRIDGE_SERVER_TOKEN")
-    )
+    return HttpClient(max_connections=connections_for("tools"), bearer=None if to_agents else os.environ.get(TOKEN_VARIABLE))
 
 
 def environment_of(target: Target, *, loop: "TurnLoop | None", http: "HttpClient", limits: LimitSettings) -> "Environment":
-    """The environment at `target`; `loop` plays where no agent does. To be used in the event loop that closes `http`."""
+    """The environment at `target`; `loop` plays where no agent does. To be used in the event loop that closes `http`.
+
+    Agents that play a policy's endpoint bring the tokens that it sampled, and their versions.
+    """
     from gym_bridge.rollouts.sessions.routing import ByAgent
 
     if not target.by_agent:
-        return _at(target.dialect, target.url, loop=loop, http=http, limits=limits)
-    environments = {name: _at(target.dialect, url, loop=loop, http=http, limits=limits) for name, url in target.by_agent.items()}
+        return _at(target, target.url, loop=loop, http=http, limits=limits)
+    environments = {name: _at(target, url, loop=loop, http=http, limits=limits) for name, url in target.by_agent.items()}
     return ByAgent(environments, default=environments[target.default_agent] if target.default_agent else None)
 
 
-def _at(dialect: "Dialect", url: str, *, loop: "TurnLoop | None", http: "HttpClient", limits: LimitSettings) -> "Environment":
+def _at(target: Target, url: str, *, loop: "TurnLoop | None", http: "HttpClient", limits: LimitSettings) -> "Environment":
     from gym_bridge.rollouts.sessions.agent import Agent
     from gym_bridge.rollouts.sessions.gymnasium import Gymnasium
     from gym_bridge.rollouts.sessions.seed_verify import SeedVerify
 
-    if dialect == "agent" or loop is None:
-        return Agent(url=url, http=http, timeout_s=limits.rollout_timeout_s)
-    kind = Gymnasium if dialect == "gymnasium" else SeedVerify
+    if target.dialect == "agent" or loop is None:
+        return Agent(url=url, http=http, timeout_s=limits.rollout_timeout_s, policy=target.policy)
+    kind = Gymnasium if target.dialect == "gymnasium" else SeedVerify
     return kind(url=url, http=http, loop=loop, request_timeout_s=limits.request_timeout_s)
 
 

@@ -17,7 +17,7 @@ from gym_bridge.tokens.tokenizer import digest_tokenizer
 
 if TYPE_CHECKING:
     from gym_bridge.policy.frozen_model import FrozenModel
-    from gym_bridge.schemas.seams import Policy, StepSource, Validation, WeightSync
+    from gym_bridge.schemas.seams import Policy, StepSource, Validation
     from gym_bridge.trainers.loop import TrainResult
 
 
@@ -39,13 +39,13 @@ def train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
         if settings.data.replay is not None:
             steps = stack.enter_context(closing(replayed_steps(settings, begun)))
             return _run(begun, steps, settings, begun.writer, quiet=quiet)
-        sync, validation, ensure = None, None, None
+        weights, validation, ensure = None, None, None
         alarms = Alarms(settings.trainer.alarms)
         if settings.data.is_stored:
             stream = stored_groups(settings)
         else:
             online = open_online(settings, environments, begun, model, stack)
-            stream, sync, validation, ensure = online.stream, online.sampler, online.validation, online.sampler.ensure
+            stream, weights, validation, ensure = online.stream, online.weights, online.validation, online.sampler.ensure
         source = GRPOSource(
             stream,
             Columns(begun.policy, settings, teacher=_open_teacher(teacher, settings, model)),
@@ -53,12 +53,13 @@ def train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
             records=begun.run.path / "steps",
             version=begun.policy.version,
             environments=[one.name for one in environments],
+            weights=weights,
             ensure=ensure,
             alarms=alarms,
         )
         stack.enter_context(closing(source))
         writer = AlarmedMetrics(begun.writer, alarms)
-        return _run(begun, source, settings, writer, quiet=quiet, sync=sync, validation=validation)
+        return _run(begun, source, settings, writer, quiet=quiet, validation=validation)
 
 
 def _run(
@@ -68,7 +69,6 @@ def _run(
     writer: MetricsWriter,
     *,
     quiet: bool,
-    sync: "WeightSync | None" = None,
     validation: "Validation | None" = None,
 ) -> "TrainResult":
     from gym_bridge.trainers.loop import source_state, train
@@ -85,7 +85,6 @@ def _run(
             settings=settings.trainer,
             writer=writer,
             progress=progress,
-            sync=sync,
             validation=validation,
         )
 

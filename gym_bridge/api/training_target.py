@@ -3,41 +3,27 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gym_bridge.api import targets
 from gym_bridge.api.targets import Target, open_target
 from gym_bridge.errors import ConfigError
-from gym_bridge.schemas.play_settings import LimitSettings, TargetSettings
+from gym_bridge.schemas.addresses import LOOPBACK, TOKEN_VARIABLE
+from gym_bridge.schemas.play_settings import TargetSettings
 from gym_bridge.schemas.settings import EnvSettings, GRPOSettings
 
 if TYPE_CHECKING:
-    from gym_bridge.rollouts.http import HttpClient
-    from gym_bridge.rollouts.policy_server.calls import PolicyServer
-    from gym_bridge.rollouts.sessions.environment import Environment
-    from gym_bridge.rollouts.turn_loop import TurnLoop
     from gym_bridge.schemas.seams import ModelEndpoint
 
 MODEL_NAME = "policy"
 """What NeMo Gym is told that its policy is called; any name is answered."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-TOKEN_VARIABLE = "GYM_BRIDGE_SERVER_TOKEN"
+OWN_HOSTS = (LOOPBACK, "localhost", "::1")
 EXAMPLE_PORT = 8765
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingTarget(Target):
-    """A target, and the policy's endpoint where agents play."""
-
-    policy: "PolicyServer | None" = None
-
-
 @contextmanager
-def open_training_target(
-    settings: GRPOSettings, env: EnvSettings, endpoint: "ModelEndpoint", *, run: Path
-) -> Iterator[TrainingTarget]:
+def open_training_target(settings: GRPOSettings, env: EnvSettings, endpoint: "ModelEndpoint", *, run: Path) -> Iterator[Target]:
     """The target of a training; what has to be started for it runs as long as the block.
 
     Where agents play, `endpoint` is served at env.policy_address, and NeMo Gym, where env.gym_configs start it, is told so; its
@@ -47,7 +33,7 @@ def open_training_target(
     log = run / "nemo_gym.log"
     if env.played_by == "us":
         with open_target(where, log=log) as target:
-            yield _with_policy(target, None)
+            yield target
         return
     from gym_bridge.rollouts.policy_server.serving import served_policy
 
@@ -60,28 +46,7 @@ def open_training_target(
         words = [f"++policy_base_url={policy.base_url}", f"++policy_model_name={MODEL_NAME}"]
         words.append("++policy_api_key=" + ("none" if token is None else f"${{oc.env:{TOKEN_VARIABLE}}}"))
         with open_target(where, log=log, policy=words) as target:
-            yield _with_policy(target, policy)
-
-
-def environment_of(target: Target, *, loop: "TurnLoop | None", http: "HttpClient", limits: LimitSettings) -> "Environment":
-    """As `targets.environment_of`; agents that play a policy's endpoint bring the tokens that it sampled, and their versions."""
-    policy = target.policy if isinstance(target, TrainingTarget) else None
-    if policy is None:
-        return targets.environment_of(target, loop=loop, http=http, limits=limits)
-    from gym_bridge.rollouts.sessions.agent import Agent
-    from gym_bridge.rollouts.sessions.routing import ByAgent
-
-    def agent(url: str) -> Agent:
-        return Agent(url=url, http=http, timeout_s=limits.rollout_timeout_s, policy=policy)
-
-    if not target.by_agent:
-        return agent(target.url)
-    agents = {name: agent(url) for name, url in target.by_agent.items()}
-    return ByAgent(agents, default=agents[target.default_agent] if target.default_agent else None)
-
-
-def _with_policy(target: Target, policy: "PolicyServer | None") -> TrainingTarget:
-    return TrainingTarget(**{one.name: getattr(target, one.name) for one in fields(target)}, policy=policy)
+            yield replace(target, policy=policy)
 
 
 def _where(env: EnvSettings) -> TargetSettings:
@@ -101,7 +66,7 @@ def _address(env: EnvSettings) -> tuple[str, int]:
     host, _, number = env.policy_address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not number.isdecimal() or int(number) > 65535:
-        raise ConfigError(f"env.policy_address={env.policy_address!r}; expected HOST:PORT, such as 127.0.0.1:{EXAMPLE_PORT}")
+        raise ConfigError(f"env.policy_address={env.policy_address!r}; expected HOST:PORT, such as {LOOPBACK}:{EXAMPLE_PORT}")
     if number == "0" and not env.gym_configs:
         name = "agent_url" if env.agent_url else "head_url"
         example = f"{host}:{EXAMPLE_PORT}"
@@ -114,7 +79,7 @@ def _address(env: EnvSettings) -> tuple[str, int]:
 
 def _token(host: str) -> str | None:
     """The key that the agents must send. Raises ConfigError for an address beyond loopback without one."""
-    if host in LOOPBACK:
+    if host in OWN_HOSTS:
         return None
     token = os.environ.get(TOKEN_VARIABLE)
     if not token:

@@ -2,7 +2,7 @@
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --host 127.0.0.1 --port 8000 --enable-scale-out
 
-with, where it applies: `--enforce-eager` and `--dtype float32` on a CPU, where each of several replicas needs a `--seed` of its own;
+with, where it applies: `--enforce-eager` and `--dtype float32` on a CPU, where several replicas each need a `--seed` of their own;
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and `--enable-lora --max-lora-rank RANK` for a policy with adapters, which then travel alone;
 `--weight-transfer-config '{"backend": "nccl"}'` (or ipc, with VLLM_ALLOW_INSECURE_SERIALIZATION=1) for sampler.transfer;
 `--enable-sleep-mode` for sampler.sleep. MODEL is the policy's architecture: its weights are the trainer's from the first push on.

@@ -11,8 +11,8 @@ import orjson
 
 from gym_bridge.cli.options import output_options
 from gym_bridge.errors import ConfigError
+from gym_bridge.schemas.addresses import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
 MODEL = "model"
 """The first word of `gym-bridge serve model`, which is a verb of its own."""
 

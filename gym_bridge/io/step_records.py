@@ -5,7 +5,7 @@ of numbers, a line a sequence; and as JSON, in an array of bytes, what is neithe
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ def write_step(directory: Path, number: int, step: TrainStep) -> None:
     described = {
         "format": FORMAT,
         "microbatches": [len(batch) for batch in step.microbatches],
-        "push": step.push,
         "metrics": step.metrics,
         "origins": [one.origin for one in sequences],
         "dtypes": dtypes,
@@ -68,7 +67,7 @@ def read_step(directory: Path, number: int) -> TrainStep:
             raise DataError(f"is of format {described['format']}, this version reads {FORMAT}; record the steps again", path=path)
         sequences, ends = list(_sequences(held, described)), list(accumulate(described["microbatches"]))
         microbatches = [sequences[start:end] for start, end in pairwise((0, *ends))]
-        return TrainStep(microbatches=microbatches, metrics=described["metrics"], push=described["push"])
+        return TrainStep(microbatches=microbatches, metrics=described["metrics"])
     except FileNotFoundError:
         raise DataError(f"step {number} is not recorded", path=path) from None
     except DataError:
@@ -83,9 +82,9 @@ def recorded_steps(directory: Path) -> list[int]:
     return sorted(int(one) for one in names if one.isdecimal())
 
 
-def remove_steps(directory: Path, *, below: int) -> None:
-    """Remove the steps whose numbers are lower, and what kills left of steps half written. Raises ConfigError."""
-    doomed = [_place(directory, number) for number in recorded_steps(directory) if number < below]
+def keep_steps(directory: Path, numbers: Container[int]) -> None:
+    """Remove all steps but these, and what kills left of steps half written. Raises ConfigError."""
+    doomed = [_place(directory, number) for number in recorded_steps(directory) if number not in numbers]
     try:
         for path in [*doomed, *directory.glob(".step_*.tmp")]:
             path.unlink(missing_ok=True)

@@ -11,9 +11,8 @@ from aiohttp import web
 from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers.base import TaskServer
 from gym_bridge.resource_servers.http import application
+from gym_bridge.schemas.addresses import LOOPBACK, TOKEN_VARIABLE
 
-LOOPBACK = "127.0.0.1"
-TOKEN_VARIABLE = "GYM_BRIDGE_SERVER_TOKEN"
 STOP_TIMEOUT_S = 3.0
 """How long requests in flight may take when the server stops."""
 

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from gym_bridge.config import StrictModel
 from gym_bridge.errors import nearest
 from gym_bridge.schemas.play_settings import LimitSettings
 from gym_bridge.schemas.rl_presets import PRESETS
+from gym_bridge.schemas.rl_rules import OF_ALGORITHM, check_effects, taken_back
 
 
 def _several(value: Any) -> Any:
@@ -36,7 +37,8 @@ class CurriculumSettings(StrictModel):
     skip_above: float = Field(default=1.0, ge=0, le=1)
     """A task whose last group was solved at least this often is skipped."""
     skip_below: float = Field(default=0.0, ge=0, le=1)
-    """A task whose last group was solved at most this often is skipped."""
+    """A task whose last group was solved at most this often is skipped; one that was never solved only where all rewards of the
+    group were the same."""
     skip_passes: PositiveInt = 2
     """Passes over the tasks for which a skipped one rests, before it is tried again."""
 
@@ -78,8 +80,6 @@ class GRPOData(StrictModel):
         if len(given) > 1:
             told = " and ".join(f"data.{name}" for name in given)
             raise ValueError(f"expected one of data.train, data.rollouts, data.groups and data.replay, got {told}")
-        if self.is_stored and self.curriculum is not None:
-            raise ValueError(f"data.curriculum chooses tasks to play; with data.{given[0]} none is played")
         return self
 
     @property
@@ -122,7 +122,8 @@ class EnvSettings(LimitSettings):
         named = [*given, *(["server"] if self.server and given == [] else [])]
         if len(named) != 1 or (self.server and given == ["agent_url"]):
             told = " and ".join(f"env.{name}" for name in ([*given, "server"] if self.server else given)) or "none"
-            raise ValueError(f"expected one of env.server, env.agent_url, env.head_url and env.gym_configs, got {told}")
+            out = "; to leave one out set it to null, such as env.server=null" if " and " in told else ""
+            raise ValueError(f"expected one of env.server, env.agent_url, env.head_url and env.gym_configs, got {told}{out}")
         return self
 
     @property
@@ -155,15 +156,10 @@ class SamplerSettings(StrictModel):
     that the same tasks under the same weights give the same rollouts, bit for bit."""
 
     @model_validator(mode="after")
-    def _no_idle_setting(self) -> "SamplerSettings":
-        """Raises ValueError for a setting that this kind of sampler would not heed."""
+    def _reachable(self) -> "SamplerSettings":
+        """Raises ValueError for vLLM without an address."""
         if self.kind == "vllm" and not self.url:
             raise ValueError("sampler.kind=vllm needs sampler.url, such as [http://127.0.0.1:8000]")
-        only = {"local": ("lockstep",), "vllm": ("url", "transfer", "weights_directory", "sleep")}
-        for kind, names in only.items():
-            for name in names:
-                if self.kind in only and self.kind != kind and getattr(self, name) != SamplerSettings.model_fields[name].default:
-                    raise ValueError(f"sampler.{name} has no effect on sampler.kind={self.kind}; it is for {kind}")
         return self
 
 
@@ -209,12 +205,12 @@ class RewardScale(StrictModel):
         return source
 
 
-class GRPOAlgorithm(StrictModel):
-    """Policy-gradient reinforcement learning on groups; `preset` names a published combination of the settings below it."""
+class AlgorithmValues(StrictModel):
+    """The settings of GRPOAlgorithm, each valid by itself."""
 
     preset: str | None = None
-    """grpo, dapo, dr_grpo, gspo, cispo, rloo, reinforce_pp or ppo: its values stand for all that is not set. null: the defaults
-    below. `algorithm=dapo` on the command line is short for it."""
+    """grpo, dapo, dr_grpo, gspo, cispo, rloo, reinforce_pp or ppo: its values stand for all that is not set, but for those that
+    would have no effect beside what is. null: the defaults below. `algorithm=dapo` on the command line is short for it."""
     tasks_per_step: PositiveInt = 8
     """Groups of one batch."""
     group_size: PositiveInt = 8
@@ -301,6 +297,10 @@ class GRPOAlgorithm(StrictModel):
     max_refills: PositiveInt = 10
     """How many times more groups of a batch may be played, before it trains with those that have a signal."""
 
+
+class GRPOAlgorithm(AlgorithmValues):
+    """Policy-gradient reinforcement learning on groups; `preset` names a published combination of the settings beside it."""
+
     @model_validator(mode="before")
     @classmethod
     def _resolved(cls, given: Any) -> Any:
@@ -313,74 +313,42 @@ class GRPOAlgorithm(StrictModel):
         if name not in PRESETS:
             known = ", ".join(PRESETS)
             raise ValueError(f"algorithm.preset={name!r}: no preset of this name{nearest(str(name), PRESETS)}; one of {known}")
-        return {**PRESETS[name], **given}
+        preset = PRESETS[name]
+        try:
+            gone = taken_back(preset, given, AlgorithmValues.model_validate({**preset, **given}))
+        except ValidationError:
+            gone = set()  # the values are told of where they are validated
+        return {**{key: value for key, value in preset.items() if key not in gone}, **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> "GRPOAlgorithm":
-        """Raises ValueError for settings that would do nothing, or contradict each other."""
-        for ok, sentence in _rules(self):
+        """Raises ValueError for settings that contradict each other, or would do nothing."""
+        for ok, sentence in _demands(self):
             if not ok:
                 raise ValueError(sentence)
+        check_effects(OF_ALGORITHM, {"algorithm": self})
         return self
 
 
-def _rules(chosen: GRPOAlgorithm) -> list[tuple[bool, str]]:
-    own = ":" in chosen.loss
+def _demands(chosen: GRPOAlgorithm) -> list[tuple[bool, str]]:
     return [
-        (own or chosen.loss in LOSSES, f"algorithm.loss={chosen.loss!r}: one of {', '.join(LOSSES)}, or package.module:name"),
+        (
+            ":" in chosen.loss or chosen.loss in LOSSES,
+            f"algorithm.loss={chosen.loss!r}: one of {', '.join(LOSSES)}, or package.module:name",
+        ),
         (
             ":" in chosen.estimator or chosen.estimator in ESTIMATORS,
             f"algorithm.estimator={chosen.estimator!r}: one of {', '.join(ESTIMATORS)}, or package.module:name",
         ),
         (
-            chosen.dual_clip is None or chosen.loss == "clipped" or own,
-            f"algorithm.dual_clip has no effect on algorithm.loss={chosen.loss}; it is for clipped",
-        ),
-        (
-            chosen.ratio == "token" or chosen.loss == "clipped" or own,
-            f"algorithm.ratio=sequence has no effect on algorithm.loss={chosen.loss}; it is for clipped",
-        ),
-        (
-            chosen.fixed_length is None or chosen.normalise_by == "fixed",
-            f"algorithm.fixed_length has no effect on algorithm.normalise_by={chosen.normalise_by}; it is for fixed",
-        ),
-        (
-            chosen.correction == "none" or chosen.old_logprobs == "trainer",
-            f"algorithm.correction={chosen.correction} corrects the trainer's log-probs; set algorithm.old_logprobs=trainer",
-        ),
-        (
             chosen.baseline != "none" or chosen.scale == "none" or chosen.estimator not in ("group", "components"),
             "algorithm.baseline=none centres nothing that algorithm.scale=std could divide; set algorithm.scale=none",
-        ),
-        (chosen.kl_in == "loss" or chosen.beta > 0, "algorithm.kl_in=reward has no effect without algorithm.beta"),
-        (
-            chosen.overlong_penalty == GRPOAlgorithm.model_fields["overlong_penalty"].default or chosen.overlong_buffer is not None,
-            "algorithm.overlong_penalty has no effect without algorithm.overlong_buffer",
-        ),
-        *(
-            (
-                getattr(chosen, name) is None or chosen.estimator not in ("components", "teacher"),
-                f"algorithm.{name} has no effect on algorithm.estimator={chosen.estimator}, which does not take the whole reward",
-            )
-            for name in ("reward_scale", "reward_shaping", "truncated_factor", "overlong_buffer")
         ),
         (chosen.correction_low < chosen.correction_high, "algorithm.correction_low must be below algorithm.correction_high"),
         (chosen.estimator != "teacher" or chosen.teacher is not None, "algorithm.estimator=teacher needs algorithm.teacher"),
         (
-            not chosen.component_weights or chosen.estimator == "components",
-            "algorithm.component_weights are for algorithm.estimator=components",
-        ),
-        (
-            not (chosen.dynamic_sampling and chosen.estimator in ("gae", "teacher")),
-            f"algorithm.dynamic_sampling looks for a spread of rewards, which estimator={chosen.estimator} does not need",
-        ),
-        (
             chosen.group_size > 1 or chosen.baseline == "none" or chosen.estimator in ("gae", "teacher") or ":" in chosen.estimator,
             "algorithm.group_size=1: a rollout without siblings has no advantage; set algorithm.baseline=none, or a larger group",
-        ),
-        (
-            chosen.credit == "rollout" or chosen.estimator == "group",
-            f"algorithm.credit=turn has no effect on algorithm.estimator={chosen.estimator}; it is for group",
         ),
     ]
 

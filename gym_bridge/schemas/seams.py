@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from gym_bridge.schemas.rollouts import Group, Item, Rollout, Row
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams, TrainingSequence, TurnTokens
@@ -165,6 +165,15 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class ValuedPolicy(Policy, Protocol):
+    """A policy with a value model beside it."""
+
+    def values(self, sequences: Sequence[TrainingSequence]) -> list["Tensor"]:
+        """For each sequence the values [n] of the states before its trained tokens, without gradient."""
+        ...
+
+
 class Validation(Protocol):
     """Numbers on held-out data, taken while a policy trains. They change neither its weights nor what it draws."""
 
@@ -179,8 +188,6 @@ class TrainStep:
 
     microbatches: list[list[TrainingSequence]]
     metrics: dict[str, float] = field(default_factory=dict)
-    push: bool = True
-    """Whether the sampler needs the weights that the step gives; not between the updates on one batch of rollouts."""
 
 
 class StepSource(Protocol):

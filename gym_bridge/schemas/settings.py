@@ -9,6 +9,7 @@ from gym_bridge.config import StrictModel
 from gym_bridge.errors import nearest
 from gym_bridge.schemas.data_settings import DataFile, OfflineData, PreferenceData, RewardModelData, SFTData
 from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
+from gym_bridge.schemas.rl_rules import OF_SECTIONS, check_effects
 from gym_bridge.schemas.rl_settings import (
     CriticSettings,
     CurriculumSettings,
@@ -212,6 +213,8 @@ class AlarmSettings(StrictModel):
 class GRPOTrainerSettings(TrainerSettings):
     """The training loop of reinforcement learning."""
 
+    max_steps: PositiveInt | None = 10
+    """Stop after so many optimizer updates; null: never where tasks are played, else when the data ends."""
     record: bool = False
     """Keep every batch's rollouts, token ids, advantages and log-probs in steps/, so that data.replay can take the steps again."""
     alarms: AlarmSettings = AlarmSettings()
@@ -221,6 +224,7 @@ class GRPOSettings(StrictModel):
     """`gym-bridge train grpo`."""
 
     shorthands: ClassVar = {"algorithm": "algorithm.preset"}
+    gives_way: ClassVar = {"env.agent_url": ("env.server",)}
 
     policy: PolicySettings = PolicySettings()
     data: GRPOData = GRPOData()
@@ -229,11 +233,11 @@ class GRPOSettings(StrictModel):
     sampler: SamplerSettings = SamplerSettings()
     algorithm: GRPOAlgorithm = GRPOAlgorithm()
     overlap: OverlapSettings = OverlapSettings()
-    trainer: GRPOTrainerSettings = GRPOTrainerSettings(max_steps=10)
+    trainer: GRPOTrainerSettings = GRPOTrainerSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "GRPOSettings":
-        """Raises ValueError for sections that contradict each other."""
+        """Raises ValueError for sections that contradict each other, and for settings that would do nothing."""
         if self.env is None and not self.data.is_stored:
             raise ValueError("training needs somewhere to play: set env.server, env.agent_url, env.head_url or env.gym_configs")
         server = None if self.env is None else self.env.server
@@ -241,9 +245,18 @@ class GRPOSettings(StrictModel):
             raise ValueError("data.train is required: only a server that env.server names makes tasks; set data.train=...")
         if (self.data.rollouts or self.data.groups) is not None and self.algorithm.old_logprobs == "trainer":
             raise ValueError("algorithm.old_logprobs=trainer: the policy that played stored rollouts is gone; set it to sampler")
-        num_rollouts = self.algorithm.tasks_per_step * self.algorithm.group_size
+        stale = self.overlap.max_staleness > 0 and self.algorithm.correction == "none"
+        if stale and self.algorithm.old_logprobs == "trainer":
+            raise ValueError(
+                "algorithm.old_logprobs=trainer leaves the age of overlap.max_staleness uncorrected; "
+                "set algorithm.correction=tis, or algorithm.old_logprobs=sampler"
+            )
+        batches = self.overlap.max_staleness + 1
+        num_rollouts = batches * self.algorithm.tasks_per_step * self.algorithm.group_size
         if self.sampler.lockstep and self.env is not None and self.env.concurrency < num_rollouts:
-            raise ValueError(f"sampler.lockstep needs env.concurrency >= {num_rollouts}, a whole batch, got {self.env.concurrency}")
+            what = "a whole batch" if batches == 1 else f"the {batches} batches of overlap.max_staleness={batches - 1}"
+            raise ValueError(f"sampler.lockstep needs env.concurrency >= {num_rollouts}, {what}, got {self.env.concurrency}")
+        check_effects(OF_SECTIONS, {name: getattr(self, name) for name in ("data", "env", "sampler", "overlap")})
         return self
 
 

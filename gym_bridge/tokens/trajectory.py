@@ -9,6 +9,11 @@ from gym_bridge.schemas.rollouts import RolloutKey
 from gym_bridge.schemas.tokens import Segment, TrainingSequence, Trajectory, TurnTokens
 
 
+def rollout_name(key: RolloutKey) -> str:
+    """What errors call a rollout: `rollout 3-0`."""
+    return f"rollout {key.task_index}-{key.rollout_index}"
+
+
 def build_trajectory(key: RolloutKey, turns: Sequence[TurnTokens]) -> Trajectory:
     """The segments of a rollout: a turn that extends the one before goes on with its segment, another starts a new one.
 
@@ -21,8 +26,8 @@ def build_trajectory(key: RolloutKey, turns: Sequence[TurnTokens]) -> Trajectory
             segments.append(_segment(run))
             run = []
         if run and turn.prompt_ids[: len(run[-1].all_ids)] != run[-1].all_ids:
-            name = f"rollout {key.task_index}-{key.rollout_index}"
-            raise DataError(f"{name}: the prompt of turn {number} does not begin with the tokens of turn {number - 1}")
+            told = f"the prompt of turn {number} does not begin with the tokens of turn {number - 1}"
+            raise DataError(f"{rollout_name(key)}: {told}")
         run.append(turn)
     if run:
         segments.append(_segment(run))

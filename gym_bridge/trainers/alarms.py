@@ -61,7 +61,8 @@ class Alarms:
             yield "entropy", _entropy(entropy, limits.min_entropy)
         if limits.max_kl is not None and kl is not None:
             yield "kl", _kl(kl, limits.max_kl)
-        if limits.max_gap is not None and gap is not None:
+        on_policy = metrics.get("staleness_max") == 0  # told with the first update on a batch; later ones have moved on themselves
+        if limits.max_gap is not None and gap is not None and on_policy:
             yield "gap", _gap(gap, limits.max_gap)
         if limits.min_length_ratio is not None and "completion_tokens" in metrics:
             yield "length", self._length(metrics["completion_tokens"], limits.min_length_ratio)

@@ -9,10 +9,9 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from gym_bridge.policy.actor_critic import ActorCritic
 from gym_bridge.policy.frozen_model import FrozenModel
 from gym_bridge.policy.reference import placed
-from gym_bridge.schemas.seams import Policy
+from gym_bridge.schemas.seams import Policy, ValuedPolicy
 from gym_bridge.schemas.settings import GRPOSettings
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.trainers.experience import Experience, ExperienceGroup
@@ -35,7 +34,7 @@ class Columns:
             "old_logprobs": policy.logprobs if algorithm.old_logprobs == "trainer" else None,
             "ref_logprobs": policy.reference_logprobs if algorithm.beta > 0 else None,
             TEACHER: teacher.logprobs if teacher is not None else None,
-            "old_values": policy.values if isinstance(policy, ActorCritic) else None,
+            "old_values": policy.values if isinstance(policy, ValuedPolicy) else None,
         }
         self._says = {name: say for name, say in says.items() if say is not None}
         self._seconds: dict[str, float] = {}

@@ -14,6 +14,7 @@ from gym_bridge.algorithms.rewards import slope
 from gym_bridge.errors import PolicyError
 from gym_bridge.schemas.settings import GRPOAlgorithm
 from gym_bridge.schemas.tokens import TrainingSequence
+from gym_bridge.tokens.trajectory import rollout_name
 from gym_bridge.trainers.experience import Advantage, Experience, ExperienceGroup
 
 Estimator = Callable[[Sequence[ExperienceGroup]], list[list[Advantage]]]
@@ -114,8 +115,8 @@ def teacher_part(one: Experience, settings: GRPOAlgorithm) -> np.ndarray:
     """[N] by how much likelier the teacher finds each token than the sampler did, weighed. Raises PolicyError without a teacher."""
     said = [column[sequence.train_mask] for column, sequence in zip(one.teacher_logprobs, one.sequences, strict=False)]
     if len(said) != len(one.sequences) or any(np.isnan(part).any() for part in said):
-        name = f"rollout {one.key.task_index}-{one.key.rollout_index}"
-        raise PolicyError(f"{name}: a trained token has no log-prob of the teacher, which its advantage is made of")
+        told = "a trained token has no log-prob of the teacher, which its advantage is made of"
+        raise PolicyError(f"{rollout_name(one.key)}: {told}")
     return settings.teacher_weight * (np.concatenate([np.zeros(0), *said]) - chained(one, "rollout_logprobs"))
 
 
@@ -140,6 +141,6 @@ def _check_components(group: ExperienceGroup) -> None:
         if not names or names - one.components.keys():
             lacking = ", ".join(sorted(names - one.components.keys())) or "reward_components and no reward/NAME"
             raise PolicyError(
-                f"rollout {one.key.task_index}-{one.key.rollout_index}: its row has no {lacking}; "
+                f"{rollout_name(one.key)}: its row has no {lacking}; "
                 "algorithm.estimator=components needs the same components of the reward in every rollout of a group"
             )

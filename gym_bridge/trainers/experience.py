@@ -14,7 +14,7 @@ from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.schemas.rollouts import Rollout, RolloutKey, Row
 from gym_bridge.schemas.settings import GRPOSettings
 from gym_bridge.schemas.tokens import TrainingSequence
-from gym_bridge.tokens.trajectory import build_trajectory, training_sequences
+from gym_bridge.tokens.trajectory import build_trajectory, rollout_name, training_sequences
 from gym_bridge.trainers.group_stream import PlayedGroup
 
 Advantage = float | np.ndarray
@@ -34,19 +34,13 @@ class Experience:
     """A rollout that was verified: its rewards, and a sequence for each of its segments."""
 
     key: RolloutKey
-    environment: str
-    """Which of the run's environments it was played in."""
-    verified_reward: float
-    """What /verify gave."""
     reward: float
     """What trains: scaled, shaped, penalised."""
     components: Mapping[str, float] = field(default_factory=dict)
-    """Parts of the verified reward by name, where the verifier tells them."""
+    """Parts of what /verify gave by name, where the verifier tells them."""
     turn_rewards: tuple[float, ...] = ()
-    """What each turn earned, where the environment tells it; their sum is the verified reward."""
+    """What each turn earned, where the environment tells it; their sum is what /verify gave."""
     truncated: bool = False
-    policy_version: int = 0
-    """The oldest version that sampled a token of it."""
     sequences: tuple[TrainingSequence, ...]
     """One a segment that sampled anything; what the policy, the reference and the value model say of them stands in them."""
     turn_lengths: tuple[int, ...]
@@ -73,9 +67,7 @@ def experiences_of(played: Sequence[PlayedGroup], settings: GRPOSettings) -> lis
     shaping = _shaping(settings.algorithm.reward_shaping)
     members = [[rollout for rollout in one.group.verified if not is_masked(rollout.row)] for one in played]
     _check_tokens([rollout for group in members for rollout in group])
-    return [
-        tuple(_experience(rollout, one, settings, shaping) for rollout in group) for one, group in zip(played, members, strict=True)
-    ]
+    return [tuple(_experience(rollout, settings, shaping) for rollout in group) for group in members]
 
 
 def is_masked(row: Row) -> bool:
@@ -84,27 +76,33 @@ def is_masked(row: Row) -> bool:
     return bool(row.get("mask_sample") or (isinstance(instance, Mapping) and instance.get("mask_sample")))
 
 
-def _experience(rollout: Rollout, played: PlayedGroup, settings: GRPOSettings, shaping: Shaping | None) -> Experience:
+def reward_components(row: Row) -> dict[str, float]:
+    """The parts of the verified reward: the finite numbers of `reward_components`, and of top-level keys `reward/NAME`."""
+    told = row.get("reward_components")
+    parts = dict(told) if isinstance(told, Mapping) else {}
+    parts |= {name.removeprefix(COMPONENT_PREFIX): value for name, value in row.items() if name.startswith(COMPONENT_PREFIX)}
+    return {name: float(value) for name, value in parts.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
+def version_of(rollout: Rollout, *, started: int = 0) -> int:
+    """The oldest policy version that sampled a token of it, as its turns tell, else its row; `started` where neither does."""
+    versions = [turn.policy_version for turn in rollout.turns] or (rollout.row.get("gym_bridge") or {}).get("policy_versions")
+    return min(versions) if versions else started
+
+
+def _experience(rollout: Rollout, settings: GRPOSettings, shaping: Shaping | None) -> Experience:
     _check_logprobs(rollout)
-    verified = float(rollout.row["reward"])
     sequences = training_sequences(build_trajectory(rollout.key, rollout.turns), advantage=0.0)
     return Experience(
         key=rollout.key,
-        environment=played.environment,
-        verified_reward=verified,
-        reward=_trained_reward(rollout, verified, settings, shaping),
-        components=_components(rollout.row),
+        reward=_trained_reward(rollout, settings, shaping),
+        components=reward_components(rollout.row),
         turn_rewards=_turn_rewards(rollout, needed=settings.algorithm.credit == "turn"),
         truncated=rollout.truncated,
-        policy_version=min((turn.policy_version for turn in rollout.turns), default=played.version),
-        sequences=tuple(replace(one, origin=_name(rollout)) for one in sequences),
+        sequences=tuple(replace(one, origin=rollout_name(rollout.key)) for one in sequences),
         turn_lengths=tuple(len(turn.completion_ids) for turn in rollout.turns),
         trains=not (settings.algorithm.overlong_filter and rollout.truncated),
     )
-
-
-def _name(rollout: Rollout) -> str:
-    return f"rollout {rollout.key.task_index}-{rollout.key.rollout_index}"
 
 
 def _check_tokens(rollouts: Sequence[Rollout]) -> None:
@@ -112,38 +110,41 @@ def _check_tokens(rollouts: Sequence[Rollout]) -> None:
     without = [one for one in rollouts if not one.turns and one.row.get("gym_bridge", {}).get("num_turns", 1)]
     if without and len(without) == len(rollouts):
         raise PolicyError(
-            f"{_name(without[0])}: its model calls have no token ids, nor have those of any other rollout; the sampler must report "
-            "token ids and log-probs: play with sampler.kind=local or vllm, or have the model endpoint of the agents report them"
+            f"{rollout_name(without[0].key)}: its model calls have no token ids, nor have those of any other rollout; the sampler "
+            "must report token ids and log-probs: play with sampler.kind=local or vllm, or have the model endpoint of the agents "
+            "report them"
         )
     for one in without:
-        log.warning("%s: its model calls have no token ids; it counts in its group's baseline and does not train", _name(one))
+        name = rollout_name(one.key)
+        log.warning("%s: its model calls have no token ids; it counts in its group's baseline and does not train", name)
 
 
 def _check_logprobs(rollout: Rollout) -> None:
     """Raises PolicyError unless every sampled token has a log-prob."""
+    name = rollout_name(rollout.key)
     for number, turn in enumerate(rollout.turns):
         if len(turn.logprobs) != len(turn.completion_ids):
             raise PolicyError(
-                f"{_name(rollout)}: turn {number} has {len(turn.logprobs)} log-probs for {len(turn.completion_ids)} sampled "
+                f"{name}: turn {number} has {len(turn.logprobs)} log-probs for {len(turn.completion_ids)} sampled "
                 "tokens; the sampler must report one for every token"
             )
         wrong = [one for one in turn.logprobs if one is None or not -math.inf < one <= MAX_LOGPROB]
         if wrong:
             raise PolicyError(
-                f"{_name(rollout)}: turn {number} has the log-prob {wrong[0]} for a sampled token; the sampler must "
+                f"{name}: turn {number} has the log-prob {wrong[0]} for a sampled token; the sampler must "
                 "report a finite number of at most 0 for every token"
             )
 
 
-def _trained_reward(rollout: Rollout, verified: float, settings: GRPOSettings, shaping: Shaping | None) -> float:
+def _trained_reward(rollout: Rollout, settings: GRPOSettings, shaping: Shaping | None) -> float:
     """Scaled, then shaped, then lessened where the rollout is truncated, then penalised where it is overlong."""
-    algorithm, reward = settings.algorithm, verified
+    algorithm, reward = settings.algorithm, float(rollout.row["reward"])
     if algorithm.reward_scale is not None:
         reward = scaled(reward, source=algorithm.reward_scale.source, target=algorithm.reward_scale.target)
     if shaping is not None:
         reward = shaping(rollout.row, reward)
         if isinstance(reward, bool) or not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
-            told = f"{reward!r} for {_name(rollout)}; expected a finite number"
+            told = f"{reward!r} for {rollout_name(rollout.key)}; expected a finite number"
             raise ConfigError(f"algorithm.reward_shaping={algorithm.reward_shaping!r} gave {told}")
     if algorithm.truncated_factor is not None and rollout.truncated:
         reward *= algorithm.truncated_factor
@@ -170,14 +171,6 @@ def _shaping(path: str | None) -> Shaping | None:
     return cast(Shaping, shaping)
 
 
-def _components(row: Row) -> dict[str, float]:
-    """The numbers of `reward_components`, and of top-level keys `reward/NAME`."""
-    told = row.get("reward_components")
-    parts = dict(told) if isinstance(told, Mapping) else {}
-    parts |= {name.removeprefix(COMPONENT_PREFIX): value for name, value in row.items() if name.startswith(COMPONENT_PREFIX)}
-    return {name: float(value) for name, value in parts.items() if isinstance(value, int | float) and math.isfinite(value)}
-
-
 def _turn_rewards(rollout: Rollout, *, needed: bool) -> tuple[float, ...]:
     """Raises PolicyError where they are needed and not as many as turns."""
     told = rollout.row.get("gym_bridge", {}).get("turn_rewards")
@@ -186,5 +179,5 @@ def _turn_rewards(rollout: Rollout, *, needed: bool) -> tuple[float, ...]:
     if told is not None and needed:
         count = f"{len(told)} entries" if isinstance(told, list) else f"the value {told!r}"
         expected = f"expected a number for each of {len(rollout.turns)} turns"
-        raise PolicyError(f"{_name(rollout)}: gym_bridge.turn_rewards has {count}; {expected}")
+        raise PolicyError(f"{rollout_name(rollout.key)}: gym_bridge.turn_rewards has {count}; {expected}")
     return ()

@@ -32,10 +32,6 @@ class GroupStream(Protocol):
         """An update was made, which gave `version`; all groups taken before it are trained on, or dropped for good."""
         ...
 
-    def settle(self) -> None:
-        """The sampler is about to get new weights: wait for what must not see them."""
-        ...
-
     def metrics(self) -> Mapping[str, float]:
         """Numbers of the stream itself since they were last asked for."""
         ...

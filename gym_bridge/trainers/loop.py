@@ -15,7 +15,7 @@ import orjson
 from gym_bridge.io.metrics import MetricsWriter
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.run_directory import RunDirectory
-from gym_bridge.schemas.seams import LossFn, Policy, StepSource, Validation, WeightSync
+from gym_bridge.schemas.seams import LossFn, Policy, StepSource, Validation
 from gym_bridge.schemas.settings import TrainerSettings
 from gym_bridge.trainers.best import Watch, check_validation_settings
 from gym_bridge.trainers.nan_batch import non_finite_batch_saved
@@ -49,12 +49,11 @@ def train(
     settings: TrainerSettings,
     writer: MetricsWriter,
     progress: Progress,
-    sync: WeightSync | None = None,
     validation: Validation | None = None,
 ) -> TrainResult:
     """Train until the source ends, a limit of the settings is reached or SIGTERM comes; the last step is always saved.
 
-    After each update the source is told the new version, and `sync` brings the weights to the sampler. `validation` runs before
+    After each update the source is told the new version. `validation` runs before
     the first step, every `validate_every` steps, and where the run ends with its data or at `max_steps`; what SIGTERM or the time
     budget kept from being validated is validated when the run goes on. An error or Ctrl-C saves the steps taken so far and is
     raised again.
@@ -82,8 +81,6 @@ def train(
                 with interrupts_deferred(), non_finite_batch_saved(run.path, step=policy.version + 1):
                     result = policy.step(step.microbatches, loss_fn)
                     source.stepped(policy.version)
-                    if sync is not None and step.push:
-                        sync.push(policy.weights(), policy.version)
                     metrics = {**step.metrics, **result.metrics, "source_s": waited, "step_s": time.perf_counter() - started}
                     writer.write(policy.version, metrics)
                 display.stepped(metrics)

@@ -1,17 +1,20 @@
 """An event loop in a thread of its own, for coroutines that a synchronous training loop waits for."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 CLOSING_S = 30.0
 
 
 class LoopThread:
-    """The loop; `closers` are awaited in it when it ends, in their order."""
+    """The loop; `closers` are awaited in it when it ends."""
 
     def __init__(self, name: str = "collector"):
         self.closers: list[Callable[[], Awaitable[None]]] = []
@@ -37,7 +40,10 @@ class LoopThread:
         self._loop.call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:
-        """Cancel what runs, close what is to be closed and end the thread; closing again does nothing."""
+        """Cancel what runs, close what is to be closed and end the thread; closing again does nothing.
+
+        What fails then is logged: it must not take the place of the error that ended the run.
+        """
         if self._loop.is_closed():
             return
 
@@ -46,11 +52,14 @@ class LoopThread:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for close in self.closers:
-                await close()
+            for error in await asyncio.gather(*(close() for close in self.closers), return_exceptions=True):
+                if isinstance(error, BaseException):
+                    log.warning("closing a connection failed: %s: %s", type(error).__name__, error)
 
         try:
             self.start(end()).result(timeout=CLOSING_S)
+        except TimeoutError:
+            log.warning("what plays did not end within %g s", CLOSING_S)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

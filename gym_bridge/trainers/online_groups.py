@@ -37,23 +37,37 @@ class _UnderWay:
     """It belongs to the batch that is being gathered."""
 
 
-class InFlight:
+class FlightCount:
     """How many rollouts are in flight; `told` hears of it whenever that changes, in the thread that changes it."""
 
     def __init__(self, told: Callable[[int], None] = lambda _: None):
         self._told, self._count, self._lock = told, 0, threading.Lock()
+        self._busy_s, self._since = 0.0, time.perf_counter()
 
     def add(self, count: int) -> None:
         """So many have started, or, where it is negative, ended."""
         with self._lock:
+            self._account()
             self._count += count
             self._told(self._count)
+
+    def busy_s(self) -> float:
+        """Seconds in which some rollout was in flight since this was last asked."""
+        with self._lock:
+            self._account()
+            busy, self._busy_s = self._busy_s, 0.0
+        return busy
+
+    def _account(self) -> None:
+        now = time.perf_counter()
+        self._busy_s += now - self._since if self._count else 0.0
+        self._since = now
 
 
 class OnlineGroups:
     """A `GroupStream` over a collector. As many groups are under way as `overlap.max_staleness` lets train in time.
 
-    With a staleness of 0 a batch is played whole, and nothing while the trainer steps. Every attempt at a rollout is on disk
+    With a staleness of 0 a batch is played whole, and nothing while the trainer steps. Every attempt at a rollout goes to the log
     when it ends.
     """
 
@@ -67,11 +81,11 @@ class OnlineGroups:
         overlap: OverlapSettings,
         thread: LoopThread,
         version: int = 0,
-        in_flight: InFlight | None = None,
+        in_flight: FlightCount | None = None,
     ):
         self.tasks, self.collector, self.log = tasks, collector, log
         self._group_size, self._overlap = algorithm.group_size, overlap
-        self._in_flight = in_flight or InFlight()
+        self._in_flight = in_flight or FlightCount()
         self._window = StalenessWindow(batch_size=algorithm.tasks_per_step, max_staleness=overlap.max_staleness)
         self._thread, self._version, self._batch = thread, version, 0
         self._under_way: dict[int, _UnderWay] = {}
@@ -115,7 +129,7 @@ class OnlineGroups:
         self._batch += bool(trained)
 
     def settle(self) -> None:
-        """Wait until no rollout is under way, unless weights may change in the middle of one."""
+        """Weights are about to change: wait until no rollout is under way, unless they may change in the middle of one."""
         if self._overlap.in_flight_updates:
             return
         with self._changed:
@@ -124,19 +138,19 @@ class OnlineGroups:
                 self._changed.wait()
 
     def metrics(self) -> dict[str, float]:
-        """Seconds that the trainer waited for groups, groups that stand ready, and the pools of the tasks."""
+        """Seconds that the trainer waited for groups, and in which rollouts were in flight; groups that stand ready; pools."""
         with self._changed:
             ready = sum(one.played is not None and not one.taken for one in self._under_way.values())
         waited, self._waited_s = self._waited_s, 0.0
         counts = {"num_groups_ready": ready, "num_groups_under_way": len(self._under_way)}
-        return {"rollouts_s": waited, **counts, **self.tasks.metrics()}
+        return {"rollouts_s": waited, "in_flight_s": self._in_flight.busy_s(), **counts, **self.tasks.metrics()}
 
     def state_dict(self) -> dict[str, Any]:
         """Tasks, batches, and the groups that are whole and not trained on; those half played are played again."""
-        self._thread.run(self._sync())
         with self._changed:
             whole = [one for one in self._under_way.values() if one.played is not None]
             pending = [one.draw for one in self._under_way.values() if one.played is None]
+        self._thread.run(self._sync())  # the checkpoint counts on the whole ones
         groups = [
             {"draw": one.draw.state(), "first": list(one.first), "started": one.started, "version": one.version} for one in whole
         ]

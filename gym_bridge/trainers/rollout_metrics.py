@@ -9,30 +9,26 @@ import numpy as np
 
 from gym_bridge.evaluation.summary import SOLVED_REWARD
 from gym_bridge.schemas.rollouts import Rollout, Row
-from gym_bridge.trainers.experience import is_masked
+from gym_bridge.trainers.experience import is_masked, reward_components, version_of
 from gym_bridge.trainers.group_stream import PlayedGroup
-
-PARTS = "reward_components"
-PART = "reward/"  # begins a part's name where it stands beside the reward
 
 
 def batch_metrics(
     played: Sequence[PlayedGroup],
     *,
+    num_groups_without_signal: int,
     version: int | None = None,
     environments: Collection[str] = (),
-    num_groups_without_signal: int | None = None,
     seconds: float | None = None,
 ) -> dict[str, float]:
     """The numbers of all groups that were played for a batch; every one is finite, and a mean over nothing is left out.
 
-    `version` is the trainer's, for the staleness; `environments` are those of the run: of several, each reward is told apart.
-    `num_groups_without_signal` is what the estimator found; None: groups whose rewards do not differ. `seconds` is how long the
-    trainer waited for the batch, for the tokens per second of the sampler.
+    `num_groups_without_signal` is how many of the groups do not train. `version` is the trainer's, for the staleness;
+    `environments` are those of the run: of several, each reward is told apart. `seconds` is how long the sampler was
+    at work for the batch, for its tokens per second.
     """
     rollouts = [one for group in played for one in group.group.rollouts]
     verified = [one for group in played for one in _verified(group)]
-    flat = sum(len({one.reward for one in _verified(group)}) < 2 for group in played)
     metrics: dict[str, float] = {
         **_rewards([_reward(one) for one in verified]),
         **_rewards_apart(played, environments),
@@ -43,7 +39,7 @@ def batch_metrics(
         **_stages([one.row for one in verified]),
         "num_rollouts": len(rollouts),
         "num_groups": len(played),
-        "num_groups_without_signal": flat if num_groups_without_signal is None else num_groups_without_signal,
+        "num_groups_without_signal": num_groups_without_signal,
         "num_masked": sum(one.failure is None for one in rollouts) - len(verified),
         **failures(rollouts),
         **_sampled(played, seconds),
@@ -93,15 +89,11 @@ def _rewards_apart(played: Sequence[PlayedGroup], environments: Collection[str])
 
 
 def _reward_parts(rows: list[Row]) -> dict[str, float]:
-    """The mean of each part of the reward over the rollouts that have it: of `reward_components`, and numbers beside the reward."""
+    """The mean of each part of the reward over the rollouts that have it."""
     found: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        told = row.get(PARTS)
-        parts = dict(told) if isinstance(told, dict) else {}
-        parts |= {name.removeprefix(PART): value for name, value in row.items() if name.startswith(PART)}
-        for name, value in parts.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                found[name].append(float(value))
+        for name, value in reward_components(row).items():
+            found[name].append(value)
     return {f"reward_component/{name}": mean(values) for name, values in sorted(found.items())}
 
 
@@ -127,15 +119,9 @@ def _turns(verified: list[Rollout]) -> dict[str, float]:
 def _staleness(played: Sequence[PlayedGroup], version: int) -> dict[str, float]:
     """By how many versions the oldest weights that sampled a rollout are older than the trainer's: mean, largest, and how many
     rollouts are that old."""
-    ages = [max(0, version - _oldest(one, group.version)) for group in played for one in _verified(group)]
+    ages = [max(0, version - version_of(one, started=group.version)) for group in played for one in _verified(group)]
     counts = {f"staleness/{age}": count for age, count in sorted(Counter(ages).items())}
     return {"staleness": mean(ages), "staleness_max": max(ages, default=math.nan), **counts}
-
-
-def _oldest(rollout: Rollout, started: int) -> int:
-    """The oldest version that sampled a token; without any that of the policy when the group was started."""
-    versions = [turn.policy_version for turn in rollout.turns] or _bridge(rollout.row).get("policy_versions")
-    return min(versions) if versions else started
 
 
 def _stages(rows: list[Row]) -> dict[str, float]:

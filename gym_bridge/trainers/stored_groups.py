@@ -53,9 +53,6 @@ class StoredGroups:
         """An update was made; all groups taken before it are trained on."""
         self._trained = self._taken
 
-    def settle(self) -> None:
-        """Nothing plays."""
-
     def metrics(self) -> dict[str, float]:
         """`epoch`: the share of the groups that were taken."""
         return {"epoch": self._taken / len(self.groups)}

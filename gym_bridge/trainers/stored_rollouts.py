@@ -15,24 +15,15 @@ from gym_bridge.errors import DataError
 from gym_bridge.io.blocks import RangeReader, Source, open_plain, open_sources
 from gym_bridge.io.jsonl import parse_line
 from gym_bridge.io.rollout_reader import PLACEHOLDER, RolloutView, view_row
+from gym_bridge.rollouts.models.sampled_params import distorting
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Rollout, RolloutKey, Row
 from gym_bridge.schemas.tokens import TurnTokens
 from gym_bridge.tokens.rollout_samples import token_directory
 from gym_bridge.tokens.rollout_turns import RolloutTurns, attempt_of
-from gym_bridge.trainers.experience import MAX_LOGPROB
+from gym_bridge.trainers.experience import MAX_LOGPROB, version_of
 
 WITHOUT_REWARD = ("not_verified", "no_reward")
 """Reasons not to use a rollout that do not count where rewards come from elsewhere."""
-NEUTRAL: Mapping[str, tuple[float, ...]] = {
-    "temperature": (1,),
-    "top_p": (1,),
-    "top_k": (0, -1),
-    "min_p": (0,),
-    "repetition_penalty": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-}
-"""Parameters that change what completions are drawn from, and the values with which they do not."""
 HOW_TO_GET_TOKENS = (
     "collect with --model-api tokens or the in-process sampler (--inline-token-ids puts them into the rows), or from NeMo Gym with "
     "return_token_id_information: true"
@@ -160,18 +151,12 @@ def check_distribution(row: Row) -> None:
     """
     params, response = _object(row.get("responses_create_params")), _object(row.get("response"))
     for given in (params, _extra_body(params), response):
-        for name, neutral in NEUTRAL.items():
-            value = given.get(name)
-            if value is not None and value not in neutral:
-                raise DataError(
-                    f"sampled with {name}={value}: its log-probs are not those of the distribution it was drawn from; "
-                    "collect at temperature 1, without top_p, top_k, min_p and penalties"
-                )
-
-
-def version_of(rollout: Rollout) -> int:
-    """The oldest policy version that sampled a token of it."""
-    return min(turn.policy_version for turn in rollout.turns)
+        if found := distorting(given):
+            name, value = found
+            raise DataError(
+                f"sampled with {name}={value}: its log-probs are not those of the distribution it was drawn from; "
+                "collect at temperature 1, without top_p, top_k, min_p and penalties"
+            )
 
 
 def _checked_turns(row: Row, view: RolloutView, turns: RolloutTurns) -> tuple[TurnTokens, ...]:

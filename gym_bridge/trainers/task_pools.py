@@ -27,8 +27,8 @@ class TaskPools:
         share = sum(reward >= self._settings.solved_reward for reward in rewards) / len(rewards)
         if share >= self._settings.skip_above:
             pool = SOLVED
-        elif share <= self._settings.skip_below:
-            pool = HOPELESS
+        elif share <= self._settings.skip_below and (share > 0 or min(rewards) == max(rewards)):
+            pool = HOPELESS  # rewards below solved_reward that differ teach something still
         else:
             pool = LEARNING
         self._pools[position] = pool

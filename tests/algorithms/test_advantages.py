@@ -91,6 +91,14 @@ def test_where_no_sibling_came_so_far_the_last_turn_that_one_reached_is_the_base
     assert found == [[1 - 0.375, 0.75, 0.75], [0.25 - 0.75, 0.25 - 1.0], [0.5 - 0.625]]
 
 
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("siblings", [[], [[]], [[], []]])
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_rollout_none_of_whose_siblings_has_a_turn_learns_nothing_from_a_baseline(baseline, siblings, scale):
+    found = turn_advantages([[0.5, 0.5], *siblings], baseline=baseline, scale_by_std=scale)
+    assert found == [[0.0, 0.0], *siblings]
+
+
 def test_turns_are_scaled_by_the_deviation_of_all_returns_of_the_group():
     # returns-to-go 2, 2, 0, 0: mean 1, sample variance 4/3
     found = turn_advantages([[0.0, 2.0], [0.0, 0.0]], baseline="mean", scale_by_std=True)

@@ -25,7 +25,6 @@ def settings(model: Path, output: Path, *overrides: str, **sections: Any) -> GRP
     """Two groups of four rollouts of six tokens a step, at a rate at which a tiny model learns within a few of them."""
     values = {
         "policy": {"model": str(model), "lr": 1e-3, "compute_dtype": "float32"},
-        "data": {"num_tasks": 8},
         "env": {"server": f"{LETTERS}:Letters"},
         "sampler": {"max_tokens": 6},
         "algorithm": {"tasks_per_step": 2, "group_size": 4},

@@ -92,17 +92,29 @@ def test_a_group_of_one_needs_no_sibling_only_where_nothing_is_compared(tiny_lla
     [
         ("env.server=nowhere", "unknown resource server 'nowhere'"),
         ("data.rollouts=x.jsonl", "expected one of data.train, data.rollouts, data.groups and data.replay"),
-        ("env.agent_url=http://127.0.0.1:1", "expected one of env.server, env.agent_url, env.head_url and env.gym_configs"),
+        (
+            "env.agent_url=http://127.0.0.1:1 env.head_url=http://127.0.0.1:2",
+            "expected one of env.server, env.agent_url, env.head_url and env.gym_configs",
+        ),
         ("sampler.kind=vllm", "sampler.kind=vllm needs sampler.url"),
         ("sampler.sleep=true", "sampler.sleep has no effect on sampler.kind=local; it is for vllm"),
+        ("algorithm.correction=tis", "algorithm.correction has no effect on algorithm.old_logprobs=sampler; it is for trainer"),
+        ("algorithm.kl_in=reward", "algorithm.kl_in has no effect without algorithm.beta"),
         (
-            "algorithm.correction=tis",
-            "algorithm.correction=tis corrects the trainer's log-probs; set algorithm.old_logprobs=trainer",
+            "algorithm.component_weights.a=1",
+            "algorithm.component_weights has no effect on algorithm.estimator=group; it is for components",
         ),
-        ("algorithm.kl_in=reward", "algorithm.kl_in=reward has no effect without algorithm.beta"),
-        ("algorithm.component_weights.a=1", "algorithm.component_weights are for algorithm.estimator=components"),
         ("algorithm.estimator=gea", "algorithm.estimator='gea': one of group, components, gae, teacher"),
+        ("algorithm=ppo overlap.max_staleness=1", "algorithm.old_logprobs=trainer leaves the age of overlap.max_staleness"),
+        ("env.cohort=true sampler.lockstep=true", "sampler.lockstep waits until all rollouts in flight ask for a turn"),
         ("env.concurrency=4 sampler.lockstep=true", "sampler.lockstep needs env.concurrency >= 8, a whole batch, got 4"),
+        (
+            "env.concurrency=8 sampler.lockstep=true overlap.max_staleness=2",
+            "sampler.lockstep needs env.concurrency >= 24, the 3 batches of overlap.max_staleness=2, got 8",
+        ),
+        ("data.num_tasks=9", "data.num_tasks has no effect with data.train: no task is made"),
+        ("env.policy_address=127.0.0.1:8765", "env.policy_address has no effect with env.server: no agent plays"),
+        ("overlap.in_flight_updates=true", "overlap.in_flight_updates has no effect without overlap.max_staleness"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(override, told, tiny_llama, tmp_path, tasks):

@@ -20,19 +20,33 @@ NUM_KILLS, NUM_STEPS, NUM_TASKS, BATCH = 6, 24, 12, 2
 LEARNS_FROM_ALL = ["algorithm.baseline=none", "algorithm.scale=none"]  # every group trains, so that every task is seen
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        ["trainer.save_every=3"],
-        ["overlap.max_staleness=2", "trainer.save_every=2"],
-        ["overlap.max_staleness=1", "overlap.in_flight_updates=true", "algorithm.minibatches=2", "trainer.save_every=3"],
-    ],
-    ids=["in turns", "overlapped", "in flight, minibatches"],
-)
-def test_however_often_it_is_killed_every_task_trains_once_a_pass(way, tiny_llama: Path, tmp_path: Path, request):
+IN_FLIGHT = ["overlap.max_staleness=1", "overlap.in_flight_updates=true"]
+WAYS = {
+    "in turns": (["trainer.save_every=3", *LEARNS_FROM_ALL], 1),
+    "overlapped": (["overlap.max_staleness=2", "trainer.save_every=2", *LEARNS_FROM_ALL], 1),
+    "in flight, minibatches": (
+        [
+            "overlap.max_staleness=1",
+            "overlap.in_flight_updates=true",
+            "algorithm.minibatches=2",
+            "trainer.save_every=3",
+            *LEARNS_FROM_ALL,
+        ],
+        2,
+    ),
+    "with a value model": (["algorithm=ppo", "trainer.save_every=3"], 4),
+}
+"""Overrides, and updates on a batch."""
+
+
+@pytest.mark.parametrize(("way", "updates"), WAYS.values(), ids=WAYS)
+def test_however_often_it_is_killed_every_task_trains_once_a_pass(way, updates, tiny_llama: Path, tmp_path: Path, request):
     num_chains = 20 if request.config.getoption("--soak") else 1
-    updates = 2 if "algorithm.minibatches=2" in way else 1
-    fixed = [f"trainer.max_steps={NUM_STEPS * updates}", "trainer.record=true", *LEARNS_FROM_ALL]
+    fixed = [
+        f"trainer.max_steps={NUM_STEPS * updates}",
+        "trainer.record=true",
+        "data.validation.held_out=" + str(tmp_path / "tasks.jsonl"),
+    ]
     num_hit = 0
     tasks = tmp_path / "tasks.jsonl"
     write_jsonl(tasks, [{"responses_create_params": {"input": f"Say {number}"}} for number in range(NUM_TASKS)])

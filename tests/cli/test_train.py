@@ -12,7 +12,7 @@ from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSe
 
 RECIPES = Path(__file__).parents[2] / "gym_bridge" / "recipes"
 SHIPPED = {f"{path.parent.name}/{path.stem}": path for path in sorted(RECIPES.glob("*/*.yaml"))}
-NEEDED = {"data.train": "x", "env.server": "arithmetic"}
+NEEDED = {"data.train": "x", "env.server": "arithmetic", "policy.model": "runs/sft"}
 
 
 def trainer_of(name: str) -> str:
@@ -38,7 +38,8 @@ def test_every_shipped_config_parses_and_is_found_by_name(name: str):
 @pytest.mark.parametrize("verb", ["sft", "dpo", "rm", "grpo"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_config_of_another_verb_is_refused(gym_bridge, verb: str, name: str):
-    ended = gym_bridge("train", verb, "--config", name, "--dry-run", "data.train=x", *(["env.server=a"] if verb == "grpo" else []))
+    needed = ["data.train=x", "policy.model=m", *(["env.server=a"] if verb == "grpo" else [])]
+    ended = gym_bridge("train", verb, "--config", name, "--dry-run", *needed)
     assert (ended.code == 0) == (trainer_of(name) == verb)
     if ended.code:
         assert f"{name} is a config for train {trainer_of(name)}, not for train {verb}; for that there is" in ended.err
@@ -62,6 +63,14 @@ def test_a_dry_run_prints_settings_that_are_a_config_again(gym_bridge, tmp_path:
     path.write_text(ended.out)
     assert yaml.safe_load(ended.out)["policy"]["lr"] == 1e-4
     assert gym_bridge("train", "sft", "--config", path, "--dry-run").out == ended.out
+
+
+def test_an_agent_on_the_command_line_takes_the_place_of_a_configs_server(gym_bridge):
+    argv = ("--config", "rlvr/tiny", "data.train=x", "env.agent_url=http://127.0.0.1:9001", "--dry-run")
+    values = yaml.safe_load(gym_bridge("train", "grpo", *argv).out)
+    assert (values["env"]["agent_url"], values["env"]["server"]) == ("http://127.0.0.1:9001", None)
+    both = gym_bridge("train", "grpo", *argv, "env.server=arithmetic")
+    assert "got env.agent_url and env.server" in both.err
 
 
 def test_later_configs_win(gym_bridge, tmp_path: Path):

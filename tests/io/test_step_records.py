@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gym_bridge.errors import ConfigError, DataError
-from gym_bridge.io.step_records import COLUMNS, NUMBERS, read_step, recorded_steps, remove_steps, write_step
+from gym_bridge.io.step_records import COLUMNS, NUMBERS, keep_steps, read_step, recorded_steps, write_step
 from gym_bridge.schemas.seams import TrainStep
 from gym_bridge.schemas.tokens import TrainingSequence
 
@@ -41,7 +41,6 @@ steps = st.builds(
     TrainStep,
     microbatches=st.lists(st.lists(sequences(), max_size=3), max_size=3),
     metrics=st.dictionaries(st.text(max_size=3), number | st.integers(-(2**60), 2**60), max_size=3),
-    push=st.booleans(),
 )
 
 
@@ -57,7 +56,7 @@ def plain(value: object) -> object:
 def told(step: TrainStep) -> object:
     names = [field.name for field in dataclasses.fields(TrainingSequence)]
     batches = [[{name: plain(getattr(one, name)) for name in names} for one in batch] for batch in step.microbatches]
-    return batches, {name: (type(one), plain(one)) for name, one in step.metrics.items()}, step.push
+    return batches, {name: (type(one), plain(one)) for name, one in step.metrics.items()}
 
 
 def test_every_field_of_a_sequence_is_recorded():
@@ -104,9 +103,9 @@ def test_steps_are_listed_in_their_order_replaced_and_removed(tmp_path: Path):
     (directory / ".step_00000004.npz.123.tmp").write_bytes(b"half")
     assert recorded_steps(directory) == [2, 3, 10]
     assert read_step(directory, 3).metrics == {"number": 33}
-    remove_steps(directory, below=10)
+    keep_steps(directory, {10, 11})
     assert sorted(one.name for one in directory.iterdir()) == ["step_00000010.npz", "step_last.npz"]
-    remove_steps(tmp_path / "none", below=10)
+    keep_steps(tmp_path / "none", ())
 
 
 def test_a_step_that_is_not_there_or_damaged_is_a_data_error(tmp_path: Path):

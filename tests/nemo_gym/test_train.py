@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gym_bridge import train
-from gym_bridge.api.training_target import TrainingTarget, environment_of, open_training_target
+from gym_bridge.api.targets import Target, environment_of
+from gym_bridge.api.training_target import open_training_target
 from gym_bridge.errors import ConfigError, ServerError
 from gym_bridge.io.jsonl import read_jsonl, write_jsonl
 from gym_bridge.rollouts.attempts import Attempts
@@ -53,9 +54,7 @@ def settings_of(**env: Any) -> GRPOSettings:
     return GRPOSettings.model_validate(given)
 
 
-def played(
-    target: TrainingTarget, settings: GRPOSettings, tasks: Sequence[Row], endpoint: ModelEndpoint | None = None
-) -> list[Group]:
+def played(target: Target, settings: GRPOSettings, tasks: Sequence[Row], endpoint: ModelEndpoint | None = None) -> list[Group]:
     """Groups of four of each task; this process plays where `endpoint` is given."""
     env = settings.env
     assert env is not None

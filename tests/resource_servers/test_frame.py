@@ -17,9 +17,10 @@ from gym_bridge.resource_servers.base import ResourceServer, Response, Step, Ste
 from gym_bridge.resource_servers.http import application
 from gym_bridge.resource_servers.process import ServerProcess
 from gym_bridge.resource_servers.registry import load_server, make_server
-from gym_bridge.resource_servers.serving import TOKEN_VARIABLE, token_for
+from gym_bridge.resource_servers.serving import token_for
 from gym_bridge.resource_servers.sessions import Sessions
 from gym_bridge.resource_servers.tools import tool
+from gym_bridge.schemas.addresses import TOKEN_VARIABLE
 from tests.rollouts.stage import serving
 
 GUIDE = Path(__file__).parents[2] / "docs" / "write_a_resource_server.md"

@@ -1,6 +1,7 @@
 """Training samples from the policy's own distribution, or not at all."""
 
 import asyncio
+from contextlib import nullcontext
 
 import pytest
 
@@ -18,8 +19,10 @@ class Echo:
         return Completion(ids=(prompt_ids[-1],), logprobs=(-0.5,), finish_reason="stop", policy_version=key.turn)
 
 
-def sampled(params, **options):
-    return asyncio.run(WholeDistribution(Echo(), **options).sample([7, 8], SamplingParams(max_tokens=4, **params), key=KEY))
+def sampled(params, *, greedy_passes=False):
+    sampler = WholeDistribution(Echo())
+    with sampler.letting_greedy_pass() if greedy_passes else nullcontext():
+        return asyncio.run(sampler.sample([7, 8], SamplingParams(max_tokens=4, **params), key=KEY))
 
 
 def test_the_whole_distribution_passes_as_it_is():
@@ -40,11 +43,11 @@ def test_what_cuts_the_distribution_is_refused(params, told):
         sampled(params)
     if params.get("temperature") != 0.0:
         with pytest.raises(DataError):
-            sampled(params, or_greedy=True)
+            sampled(params, greedy_passes=True)
 
 
 def test_greedy_passes_where_held_out_tasks_are_played():
-    assert sampled({"temperature": 0.0}, or_greedy=True).ids == (8,)
+    assert sampled({"temperature": 0.0}, greedy_passes=True).ids == (8,)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def raising(error):
 
 
 def play(
-    model: Path, run: Path, source, *, loss_fn=likelihood, dtype="float32", sync=None, validation=None, progress=None, **settings
+    model: Path, run: Path, source, *, loss_fn=likelihood, dtype="float32", validation=None, progress=None, **settings
 ) -> TrainResult:
     """Train `model` in `run` from its last checkpoint on, as a command would."""
     directory = RunDirectory(run)
@@ -93,7 +93,6 @@ def play(
             settings=TrainerSettings(output=run, **settings),
             writer=JsonlMetrics(directory.metrics, resume_step=policy.version),
             progress=shown,
-            sync=sync,
             validation=validation,
         )
 

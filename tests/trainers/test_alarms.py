@@ -34,11 +34,17 @@ def restarted(alarms):
 )
 def test_a_number_past_its_limit_is_an_alarm_with_one_warning_each_time_it_begins(warnings, name, fine, ill, told):
     alarms = Alarms(AlarmSettings())
-    found = [alarms.check({name: value}) for value in (fine, ill, ill, fine, ill)]
+    found = [alarms.check({name: value, "staleness_max": 0}) for value in (fine, ill, ill, fine, ill)]
     on = {f"alarm/{name}": 1.0}
     assert found == [{}, on, on, {}, on]
     assert len(warnings()) == 2
     assert re.search(told, warnings()[0])
+
+
+@pytest.mark.parametrize("moved_on", [{}, {"staleness_max": 1}], ids=["a later update on a batch", "a stale batch"])
+def test_a_gap_is_the_samplers_only_where_the_policy_has_not_moved_on(warnings, moved_on):
+    assert Alarms(AlarmSettings()).check({"gap": 9.0, **moved_on}) == {}
+    assert warnings() == []
 
 
 def test_metrics_without_a_number_leave_its_alarm_as_it_is(warnings):

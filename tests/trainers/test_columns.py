@@ -24,8 +24,6 @@ def settings_of(**algorithm):
 def experience(index, *sequences):
     return Experience(
         key=RolloutKey(0, index),
-        environment="calculator",
-        verified_reward=1.0,
         reward=1.0,
         sequences=sequences,
         turn_lengths=tuple(one.num_trained for one in sequences),
@@ -61,6 +59,26 @@ class Told:
     @property
     def reference_logprobs(self):
         return self.says("reference", -10)
+
+
+class ToldWithValues(Told):
+    """A policy with a value model that is none of ours."""
+
+    def unasked(self, *_):
+        raise AssertionError("columns ask for numbers alone")
+
+    step = evaluate = save = load = weights = unasked
+
+    def values(self, sequences):
+        return self.says("values", 100)(sequences)
+
+
+def test_whoever_has_values_is_asked_for_them(groups):
+    policy = ToldWithValues()
+    (first, _), _, (last,) = Columns(policy, settings_of()).fill(groups)
+    np.testing.assert_array_equal(first.sequences[1].old_values, np.float32([NAN, 900, NAN, 800]))
+    np.testing.assert_array_equal(last.sequences[0].old_values, np.float32([NAN, NAN, 800]))
+    assert policy.asked == {("values", 3): 1}
 
 
 def test_nothing_is_computed_that_nobody_asked_for(groups):

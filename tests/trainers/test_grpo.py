@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from gym_bridge.trainers.columns import Columns
 from gym_bridge.trainers.group_stream import PlayedGroup
 from gym_bridge.trainers.grpo import MAX_EMPTY_BATCHES, GRPOSource
 from gym_bridge.trainers.policy_loss import policy_loss
+from tests.trainers.loop_stage import raising
 from tests.trainers.played_stage import rollout
 
 
@@ -42,9 +44,6 @@ class Given:
         self.trained = self.taken
         self.told.append(version)
 
-    def settle(self):
-        self.told.append("settle")
-
     def metrics(self):
         return {}
 
@@ -70,10 +69,13 @@ def settings(*, tasks_per_step=2, group_size=3, record=False, max_failure_rate=1
     )
 
 
-def source_over(stream, directory, *, version=0, **options):
+def source_over(stream, directory, *, version=0, weights=None, ensure=None, **options):
     chosen = settings(**options)
     columns = Columns(None, chosen)  # nothing is asked of the policy
-    return GRPOSource(stream, columns, chosen, records=directory / "steps", alarms=Alarms(chosen.trainer.alarms), version=version)
+    alarms = Alarms(chosen.trainer.alarms)
+    return GRPOSource(
+        stream, columns, chosen, records=directory / "steps", alarms=alarms, version=version, weights=weights, ensure=ensure
+    )
 
 
 def first_step(stream, directory, **options):
@@ -149,9 +151,18 @@ def test_more_failures_than_may_be_end_the_training(tmp_path):
         first_step(stream, tmp_path, max_failure_rate=0.6)
 
 
-def test_a_batch_of_which_all_failed_ends_the_training_whatever_is_allowed(tmp_path):
-    with pytest.raises(PolicyError, match="6 of 6 rollouts of a batch failed"):
-        first_step(Given(lambda task: [FailureType.SEED] * 3), tmp_path, max_failure_rate=1.0)
+def test_where_any_number_may_fail_training_ends_only_after_many_batches_of_failures(tmp_path):
+    stream = Given(lambda task: [FailureType.SEED] * 3)
+    with pytest.raises(PolicyError, match="all rollouts of 40 groups in a row failed, the first one with: it failed"):
+        first_step(stream, tmp_path, max_failure_rate=1.0)
+    assert stream.taken == 40
+
+
+def test_the_failures_of_a_refill_count_in_the_whole_batch(tmp_path):
+    # the third group, which replaces one without a signal, fails whole: 3 of 9
+    stream = Given(lambda task: [spread(task), [1.0] * 3, [FailureType.TOOL] * 3, spread(task)][task])
+    step = first_step(stream, tmp_path, dynamic_sampling=True, max_failure_rate=0.5)
+    assert {task for task, _, _ in trained(step)} == {0, 3}
 
 
 def test_groups_without_spread_do_not_train(tmp_path):
@@ -212,12 +223,32 @@ def test_each_pass_trains_on_each_group_once_in_minibatches(tmp_path):
     assert [len(trained(one)) for one in steps] == [6] * 4
 
 
-def test_only_the_last_update_on_a_batch_reaches_the_sampler_and_only_the_first_tells_of_it(tmp_path):
+def test_only_the_first_update_on_a_batch_tells_of_it(tmp_path):
     stream = Given(spread, num_tasks=4)
     steps = steps_of(source_over(stream, tmp_path, tasks_per_step=4, minibatches=4))
-    assert [one.push for one in steps] == [False, False, False, True]
     assert ["reward" in one.metrics for one in steps] == [True, False, False, False]
-    assert stream.told == [1, 2, 3, 4, "settle"]
+    assert stream.told == [1, 2, 3, 4]
+
+
+def test_the_sampler_gets_new_weights_before_each_batch_and_is_looked_after_before_each_update(tmp_path):
+    told = []
+    weights = SimpleNamespace(renew=lambda: told.append("renew"), metrics=lambda: {"push_s": 0.5})
+    source = source_over(
+        Given(spread, num_tasks=4), tmp_path, minibatches=2, weights=weights, ensure=lambda version: told.append(version)
+    )
+    steps = steps_of(source)
+    assert told == ["renew", 0, 1, "renew", 2, 3, "renew"]
+    assert [one.metrics.get("push_s") for one in steps] == [0.5, None, 0.5, None]
+
+
+def test_ctrl_c_while_a_batch_is_planned_leaves_no_updates_to_wait_for(tmp_path, monkeypatch):
+    source = source_over(Given(spread), tmp_path)
+    source.next()
+    source.stepped(1)
+    monkeypatch.setattr("gym_bridge.trainers.grpo.plan_microbatches", lambda *_, **__: raising(KeyboardInterrupt)())
+    with pytest.raises(KeyboardInterrupt):
+        source.next()
+    assert source.state_dict()["updates"] == 0
 
 
 def test_a_kill_between_two_updates_on_a_batch_loses_none_and_takes_none_twice(tmp_path):
@@ -247,6 +278,12 @@ def test_records_stay_as_long_as_the_checkpoint_before_may_need_them(tmp_path):
             source.state_dict()
             found.append(recorded_steps(tmp_path / "steps"))
     assert found == [[1, 2, 3, 4], [4, 5, 6, 7, 8]]
+    source.next()
+    source.stepped(7)
+    source.next()
+    source.stepped(8)
+    # of the checkpoints of 3 and 6; the others are used up, though no checkpoint came since
+    assert recorded_steps(tmp_path / "steps") == [4, 7, 8]
 
 
 def test_updates_that_are_gone_are_told(tmp_path):

@@ -12,17 +12,6 @@ from tests.trainers import loop_stage
 from tests.trainers.loop_stage import Repeated, raising
 
 
-class Pushed:
-    """A weight sync that remembers the versions it was given."""
-
-    def __init__(self):
-        self.versions = []
-
-    def push(self, weights, version):
-        assert dict(weights)
-        self.versions.append(version)
-
-
 @pytest.fixture
 def sequence(training_sequence):
     return training_sequence("ppTT", [5, 6, 7, 2])
@@ -43,12 +32,10 @@ def metrics(tmp_path, name="run"):
 
 
 def test_it_trains_until_the_source_ends_and_saves_the_last_step(play, tmp_path, sequence):
-    sync = Pushed()
-    result = play(Repeated(sequence, num_steps=3), sync=sync)
+    result = play(Repeated(sequence, num_steps=3))
     assert (result.steps, result.stopped) == (3, "data")
     assert checkpoints(tmp_path) == ["step_00000003"]
     assert result.checkpoint == tmp_path / "run" / "checkpoints" / "step_00000003"
-    assert sync.versions == [1, 2, 3]
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["given"] == 1.0 and line["step_s"] >= line["source_s"] >= 0 for line in lines)
@@ -146,10 +133,8 @@ def test_ctrl_c_within_an_update_waits_for_its_end(play, tmp_path, sequence):
         stepped(version)
 
     source.stepped = interrupted
-    sync = Pushed()
     with pytest.raises(KeyboardInterrupt):
-        play(source, sync=sync)
+        play(source)
     assert checkpoints(tmp_path) == ["step_00000002"]
-    assert sync.versions == [1, 2]
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
     assert source_state(tmp_path / "run" / "checkpoints" / "step_00000002") == {"taken": 2}

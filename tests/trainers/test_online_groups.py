@@ -8,7 +8,7 @@ import pytest
 
 from gym_bridge.errors import PolicyError
 from gym_bridge.schemas.rollouts import FailureType
-from gym_bridge.trainers.online_groups import InFlight
+from gym_bridge.trainers.online_groups import FlightCount
 from tests.trainers.played_stage import playing
 
 
@@ -92,7 +92,7 @@ def test_what_trains_is_on_disk_before(tmp_path):
 
 def test_a_rollout_that_is_tried_again_is_in_flight_still(tmp_path):
     told = []
-    with playing(tmp_path, spread, tasks_per_step=1, in_flight=InFlight(told.append), tried_twice=True) as (stream, _):
+    with playing(tmp_path, spread, tasks_per_step=1, in_flight=FlightCount(told.append), tried_twice=True) as (stream, _):
         stream.take(1)
     assert told == [2, 2, 1, 1, 0]
 
@@ -130,7 +130,7 @@ def test_every_rollout_is_on_disk_when_it_ends_though_its_group_never_does(tmp_p
 
 def test_the_number_of_rollouts_in_flight_is_told(tmp_path):
     told = []
-    with playing(tmp_path, spread, in_flight=InFlight(told.append)) as (stream, _):
+    with playing(tmp_path, spread, in_flight=FlightCount(told.append)) as (stream, _):
         stream.take(2)
     assert told == [4, 3, 2, 1, 0]
 

@@ -203,7 +203,7 @@ def value_columns(num, step, **given):
 def test_the_value_loss_adds_up_over_microbatches():
     generator = torch.Generator().manual_seed(0)
     values, old, returns = torch.randn(3, 40, generator=generator, dtype=torch.float64)
-    loss = value_loss(grpo(critic={"clip": 0.3}))
+    loss = value_loss(grpo(estimator="gae", critic={"clip": 0.3}))
 
     def part(cut):
         return loss(values[cut], value_columns(len(values[cut]), 40, old_values=old[cut], returns=returns[cut]))

@@ -59,8 +59,6 @@ NOISE = {"rollout_logprobs": (0.2, 0.0), "old_logprobs": (0.15, 0.0), "ref_logpr
 def experience(sequence, group, place):
     return Experience(
         key=RolloutKey(group, place),
-        environment="arithmetic",
-        verified_reward=REWARDS[group][place],
         reward=REWARDS[group][place],
         truncated=(group, place) == TRUNCATED,
         sequences=(sequence,),

@@ -38,7 +38,6 @@ class Played:
         step = TrainStep(
             microbatches=[[self.sequence(), self.sequence()], [self.sequence()]],
             metrics={"reward": float(self.random.random()), "unknown": float("nan")},
-            push=self.number % 2 == 0,
         )
         write_step(self.records, self.number + 1, step)
         return step

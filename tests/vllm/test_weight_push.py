@@ -110,42 +110,36 @@ def test_a_greedy_completion_is_the_likeliest_and_has_the_models_own_logprobs(ti
         assert gap(policy, [first]) < FLOAT32
 
 
-def test_a_push_under_completions_changes_weights_at_one_token_and_loses_none(tiny_tied_for_vllm, servers, tmp_path: Path):
-    prompt = PROMPT[:20]
-    old, new = open_policy(tiny_tied_for_vllm, lr=1e-2), open_policy(tiny_tied_for_vllm, lr=1e-2)
-    step(new)
-    with closing(opened(new, servers[0], run=tmp_path, overlaps=True)) as sampler:
-        sampler.push(old.weights(), 1)
+def test_pushes_under_completions_change_weights_between_two_tokens_and_lose_none(tiny_tied_for_vllm, servers, tmp_path: Path):
+    prompt, params = PROMPT[:20], SamplingParams(max_tokens=600)
+    odd, even = open_policy(tiny_tied_for_vllm, lr=1e-2), open_policy(tiny_tied_for_vllm, lr=1e-2)
+    step(even)
+    with closing(opened(odd, servers[0], run=tmp_path, overlaps=True)) as sampler:
+        sampler.push(odd.weights(), 1)
         tasks = itertools.count()
 
-        async def play(number: int, one_ended: asyncio.Event, pushed: asyncio.Event) -> list[Completion]:
+        async def play(pushed: asyncio.Event) -> list[Completion]:
             found: list[Completion] = []
-            while not pushed.is_set():  # of different lengths, so that some are under way when the first one ends
-                params = SamplingParams(max_tokens=60 * (number + 1))
+            while not pushed.is_set():
                 found.append(await sampler.sample(prompt, params, key=key(next(tasks))))
-                one_ended.set()
             return found
 
         async def run() -> list[Completion]:
-            one_ended, pushed = asyncio.Event(), asyncio.Event()
-            playing = [asyncio.create_task(play(number, one_ended, pushed)) for number in range(8)]
-            await one_ended.wait()
-            await asyncio.to_thread(sampler.push, new.weights(), 2)
+            pushed = asyncio.Event()
+            playing = [asyncio.create_task(play(pushed)) for _ in range(8)]
+            for version in range(2, 10):
+                await asyncio.to_thread(sampler.push, (even if version % 2 == 0 else odd).weights(), version)
             pushed.set()
-            found = [one for played in await asyncio.gather(*playing) for one in played]
-            return [*found, await sampler.sample(prompt, SamplingParams(max_tokens=60), key=key(next(tasks)))]
+            return [one for played in await asyncio.gather(*playing) for one in played]
 
-        *under_way, after = asyncio.run(run())
-    assert after.policy_version == 2
-    assert differences(new, after, prompt).max() < 1e-3
-    mixed = 0
-    for one in under_way:
-        by_old = differences(old, one, prompt) < 1e-3
-        switch = len(by_old) if by_old.all() else int(by_old.argmin())
-        assert one.policy_version == {0: 2}.get(switch, one.policy_version if switch < 4 else 1)
-        assert differences(new, one, prompt)[switch:].max(initial=0.0) < 1e-3
-        mixed += 0 < switch < len(by_old)
-    assert mixed > 0
+        found = asyncio.run(run())
+    by_odd, by_even = ([differences(policy, one, prompt) < 1e-3 for one in found] for policy in (odd, even))
+    num_mixed = 0
+    for one, of_odd, of_even in zip(found, by_odd, by_even, strict=True):
+        assert (of_odd | of_even).all()
+        assert (of_odd if one.policy_version % 2 else of_even)[0]
+        num_mixed += bool((~of_odd).any() and (~of_even).any())
+    assert num_mixed > 0
 
 
 def test_a_server_that_was_killed_comes_back_with_the_policys_weights(tiny_tied_for_vllm, servers, tmp_path: Path):

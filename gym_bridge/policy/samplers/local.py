@@ -169,7 +169,8 @@ class LocalSampler:
         try:
             generate(self.module, [one.request for one in batch])
         except Exception as error:  # the door of one worker: whatever broke the batch reaches each of its callers
-            failure = PolicyError(f"sampling failed: {type(error).__name__}: {error}")
+            told = "" if isinstance(error, PolicyError) else f"{type(error).__name__}: "
+            failure = PolicyError(f"sampling failed: {told}{error}")
             for one in batch:
                 _settle(one, failure)
         else:

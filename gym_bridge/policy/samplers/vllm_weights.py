@@ -59,7 +59,8 @@ class VLLMWeights:
         self._replicas = [_Replica(control) for control in controls]
         self._transfer, self._in_flight, self._sleeps, self._patience_s = transfer, in_flight, sleeps, patience_s
         self._token = token_hex(4)
-        self._version, self._label, self._num_pushes = -1, "", 0
+        self._version, self._num_pushes = -1, 0
+        self._coming, self._label = -1, ""  # what the servers are brought to, and its name
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._workers = ThreadPoolExecutor(len(self._replicas), thread_name_prefix="vllm-weights")
@@ -82,8 +83,8 @@ class VLLMWeights:
         return int(rest[-1]) if token == self._token else None
 
     def runs(self, replica: int) -> bool:
-        """Whether a server was brought to the version, and has not been found to run anything else since."""
-        return self._replicas[replica].runs == self._label
+        """Whether a server was brought to the last version that it could take, and was not found to run anything else since."""
+        return self._replicas[replica].runs is not None
 
     def lost(self, replica: int) -> None:
         """Told that a server runs something else."""
@@ -101,10 +102,11 @@ class VLLMWeights:
             self._transfer.lay_out(weights, version)
             self.timings_s = {"write_s": time.perf_counter() - started}
             self._num_pushes += 1
-            self._version, self._label = version, f"{self._token}:{self._num_pushes}:{version}"
+            self._coming, self._label = version, f"{self._token}:{self._num_pushes}:{version}"
             for replica in self._replicas:
                 replica.timings_s = {}
             self._bring()
+            self._version = version  # now: until a server pauses, completions of the version before are welcome
             self._transfer.settle()
             for name in ("pause_s", "load_s", "reset_s"):
                 self.timings_s[name] = max(one.timings_s.get(name, 0.0) for one in self._replicas)
@@ -167,7 +169,7 @@ class VLLMWeights:
                 return
             errors = 0 if any(one.away for one in failures) else errors + 1
             if errors >= TRIES_OF_AN_ERROR or time.monotonic() >= deadline or self._closed.wait(BETWEEN_TRIES_S):
-                raise PolicyError(f"no vLLM server takes version {self._version} of the weights: {failures[0]}")
+                raise PolicyError(f"no vLLM server takes version {self._coming} of the weights: {failures[0]}")
 
     def _try_one(self, replica: _Replica) -> ReplicaError | None:
         """What kept a server from running the version."""
@@ -183,7 +185,7 @@ class VLLMWeights:
             replica.error = str(error)
             return error
         if replica.error:
-            log.info("%s is back, with version %d", replica.control.url, self._version)
+            log.info("%s is back, with version %d", replica.control.url, self._coming)
         replica.error = ""
         return None
 
@@ -201,7 +203,6 @@ class VLLMWeights:
     def _update(self, replica: _Replica) -> None:
         """Pause, deliver, reset, name, resume. A server that fails on the way stays paused: it may be between two versions."""
         control, lap = replica.control, _Laps(replica.timings_s)
-        replica.runs = None
         if replica.asleep:
             control.wake("weights")
         else:

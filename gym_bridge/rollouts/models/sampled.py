@@ -1,5 +1,6 @@
 """A policy behind a sampler: messages are rendered to token ids here, sampled, and parsed back. Tokens are never rendered twice."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any, cast
@@ -14,6 +15,9 @@ from gym_bridge.schemas.rollouts import Item
 from gym_bridge.schemas.seams import Sampler, Turn, TurnRequest, Usage
 from gym_bridge.schemas.tokens import Completion, TurnTokens
 from gym_bridge.tokens.renderers import Renderer
+
+AT_ONCE = 200_000
+"""Characters of a conversation that are rendered in the event loop; more are in a thread, such as a tool's output of megabytes."""
 
 
 class SampledEndpoint:
@@ -34,7 +38,10 @@ class SampledEndpoint:
         wanted = with_extra_body(request.params)
         params = sampling_params(wanted, max_tokens=self.max_tokens, stop_token_ids=self.renderer.get_stop_token_ids())
         tools = chat_tools(request.tools) if offers_tools(wanted) else []
-        prompt_ids, starts_segment = self._prompt(request, tools)
+        if _num_characters(request.items) > AT_ONCE:  # seconds of work, in which nothing else would be answered
+            prompt_ids, starts_segment = await asyncio.to_thread(self._prompt, request, tools)
+        else:
+            prompt_ids, starts_segment = self._prompt(request, tools)
         seed = whole_number(wanted, "seed", least=0)
         key = request.key if seed is None else request.key._replace(seed=seed)
         completion = await self.sampler.sample(prompt_ids, params, key=key)
@@ -86,6 +93,16 @@ class SampledEndpoint:
     def _text(self, completion: Completion) -> str:
         ended = completion.ids[-1] in self.renderer.get_stop_token_ids()
         return self.renderer.tokenizer.decode(completion.ids[:-1] if ended else completion.ids)
+
+
+def _num_characters(items: Sequence[Item]) -> int:
+    texts = (text for item in items for text in (item.get("output"), item.get("content"), item.get("arguments")))
+    return sum(len(one) if isinstance(one, str) else sum(map(_num_of_part, one or ())) for one in texts)
+
+
+def _num_of_part(part: Any) -> int:
+    text = part.get("text") if isinstance(part, dict) else None
+    return len(text) if isinstance(text, str) else 0
 
 
 def _extends(previous: TurnTokens, prompt_ids: Sequence[int]) -> bool:

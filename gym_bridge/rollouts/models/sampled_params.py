@@ -32,6 +32,28 @@ UNSAID = frozenset(
 """What the conversation and the turn loop say (the first seven), and what has no meaning where tokens go in and out."""
 DEFAULTS = {"truncation": "disabled", "background": False, "n": 1, "top_logprobs": 0, "text": {"format": {"type": "text"}}}
 """Parameters that a sampler cannot follow, harmless at these values."""
+NEUTRAL: Mapping[str, tuple[float, ...]] = {
+    "temperature": (1.0,),
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (0.0,),
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+}
+"""Parameters that change what completions are drawn from, and the values with which they do not."""
+
+
+def distorting(params: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The first of `params`, and its value, that has completions drawn from another distribution than the model's own.
+
+    None where there is none; what is null says nothing.
+    """
+    for name, neutral in NEUTRAL.items():
+        value = params.get(name)
+        if value is not None and value not in neutral:
+            return name, value
+    return None
 
 
 def with_extra_body(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from aiohttp import web
 from gym_bridge.errors import ConfigError
 from gym_bridge.rollouts.policy_server.application import application
 from gym_bridge.rollouts.policy_server.calls import KEEP_S, CallRecord, PolicyServer
+from gym_bridge.schemas.addresses import LOOPBACK
 from gym_bridge.schemas.seams import ModelEndpoint
 
-LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::", "")
 STOP_TIMEOUT_S = 1.0
 """How long calls in flight may take once the block ends."""
