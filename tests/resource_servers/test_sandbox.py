@@ -169,6 +169,8 @@ def test_nothing_outlives_a_caller_that_is_killed(tmp_path: Path):
 import asyncio, sys
 sys.path.append({str(Path(__file__).parents[2])!r})
 from gym_bridge.resource_servers.code.sandbox import Limits, Program, Sandbox
+
+pytestmark = pytest.mark.slow  # processes by the dozen
 async def main():
     async with Sandbox(limits=Limits(wall_s=600)) as sandbox:
         print(sandbox._launcher.pid, flush=True)

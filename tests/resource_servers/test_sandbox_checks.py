@@ -62,6 +62,8 @@ def test_other_values_and_other_types_are_not_the_same(got, expected):
 def test_a_call_gets_its_arguments_and_gives_its_value():
     source = """
 from dataclasses import dataclass
+
+pytestmark = pytest.mark.slow  # processes by the dozen
 @dataclass
 class P:
     x: 'int'
