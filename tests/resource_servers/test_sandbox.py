@@ -23,6 +23,8 @@ from gym_bridge.resource_servers.code.sandbox import Sandbox, SandboxError
 from gym_bridge.resource_servers.code.unit_tests import StdinTest
 from tests.resource_servers.hostile.program import PRELUDE
 
+pytestmark = pytest.mark.slow  # processes by the dozen
+
 T = TypeVar("T")
 NAMESPACES = {f"{name}_namespace" for name in ("user", "mount", "pid", "ipc", "uts", "network")}
 NARROW = Path(__file__).with_name("narrow_machine.py")
@@ -169,8 +171,6 @@ def test_nothing_outlives_a_caller_that_is_killed(tmp_path: Path):
 import asyncio, sys
 sys.path.append({str(Path(__file__).parents[2])!r})
 from gym_bridge.resource_servers.code.sandbox import Limits, Program, Sandbox
-
-pytestmark = pytest.mark.slow  # processes by the dozen
 async def main():
     async with Sandbox(limits=Limits(wall_s=600)) as sandbox:
         print(sandbox._launcher.pid, flush=True)

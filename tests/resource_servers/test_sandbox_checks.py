@@ -14,6 +14,8 @@ from gym_bridge.resource_servers.code.unit_tests import CallTest, StdinTest, Tes
 from tests.resource_servers.hostile import reward_cheats
 from tests.resource_servers.hostile.program import Hostile
 
+pytestmark = pytest.mark.slow  # processes by the dozen
+
 LIMITS = Limits(cpu_s=2, wall_s=8.0, memory_mib=256, output_kib=256)
 
 
@@ -62,8 +64,6 @@ def test_other_values_and_other_types_are_not_the_same(got, expected):
 def test_a_call_gets_its_arguments_and_gives_its_value():
     source = """
 from dataclasses import dataclass
-
-pytestmark = pytest.mark.slow  # processes by the dozen
 @dataclass
 class P:
     x: 'int'
