@@ -99,7 +99,7 @@ def read_environments(settings: GRPOSettings) -> tuple[TrainingEnvironment, ...]
 def open_online(
     settings: GRPOSettings, environments: Sequence[TrainingEnvironment], begun: Begun, model: Path, stack: ExitStack
 ) -> Online:
-    """Open all that plays; `stack` closes it. The sampler has the policy's weights. Raises ConfigError and ServerError."""
+    """Open all that plays; `stack` closes it. Raises ConfigError and ServerError."""
     from gym_bridge.rollouts.models.sampled import SampledEndpoint
     from gym_bridge.trainers.fresh_weights import FreshWeights
     from gym_bridge.trainers.loop_thread import LoopThread
@@ -121,11 +121,6 @@ def open_online(
     place = _Place(env, seed=settings.trainer.seed, trusted=policy.version > 0)
     target = stack.enter_context(open_training_target(settings, env, faithful, run=run))
     _check_cohorts(settings, target)
-    if settings.sampler.lockstep and target.cohorts:
-        raise ConfigError(
-            "sampler.lockstep waits until all rollouts in flight ask for a turn, and members of a cohort wait for each other's "
-            "verification; leave it out"
-        )
     targets = {one.name: _other(one.server, target, run, stack) for one in environments}
     names = {task[TASK_INDEX]: one.name for one in environments for task in one.tasks}
     thread = stack.enter_context(closing(LoopThread()))
@@ -229,6 +224,11 @@ def _other(server: str | None, target: Target, run: Path, stack: ExitStack) -> T
 
 
 def _check_cohorts(settings: GRPOSettings, target: Target) -> None:
+    if settings.sampler.lockstep and target.cohorts:
+        raise ConfigError(
+            "sampler.lockstep waits until all rollouts in flight ask for a turn, and members of a cohort wait for each other's "
+            "verification; leave it out"
+        )
     size = target.cohort_size
     if size is not None and target.cohorts and settings.algorithm.group_size != size:
         raise ConfigError(

@@ -109,6 +109,26 @@ def test_components_and_turns_have_their_own_credit(start, tiny_llama, tmp_path)
         assert sum(one["gym_bridge"]["turn_rewards"]) == pytest.approx(one["reward"])
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["policy.lora.rank=4", "algorithm.beta=0.1", "algorithm.entropy_bonus=0.01"],
+        ["policy.lora.rank=4", "overlap.max_staleness=1"],
+        ["algorithm.estimator=teacher"],
+        ["algorithm.old_logprobs=trainer", "algorithm.correction=icepop", "algorithm.beta=0.1", "algorithm.kl_in=reward"],
+    ],
+    ids=["adapters", "adapters, overlapped", "teacher", "corrected"],
+)
+def test_what_stands_beside_the_policy_trains_with_it(start, tiny_llama, tmp_path, way):
+    teacher = [f"algorithm.teacher={tiny_llama}"] if "algorithm.estimator=teacher" in way else []
+    assert start("run", *way, *teacher, "trainer.max_steps=3").steps == 3
+    found = steps(tmp_path / "run")
+    assert abs(found[0]["gap"] - 1) < 1e-4
+    assert ("kl" in found[0]) == ("algorithm.beta=0.1" in way)
+    if teacher:
+        assert found[0]["loss"] == pytest.approx(0, abs=1e-4)  # the teacher is the policy itself
+
+
 def test_recorded_steps_are_taken_again_bit_for_bit_without_a_server(start, tiny_llama, tmp_path):
     start("recorded", "trainer.record=true", "trainer.max_steps=3", "algorithm.minibatches=2", "algorithm.beta=0.1")
     overrides = [f"data.replay={tmp_path / 'recorded'}"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def nemo_gym_here(venv: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, chain: str) -> list[str]:
+    """The configs of a NeMo Gym that can be started in `directory`, with a model server of the chain."""
+    folder = chain.split()[0]
+    for one in (f"resources_servers/{NAME}", "responses_api_agents/simple_agent", f"responses_api_models/{folder}"):
+        (directory / "venvs" / one).mkdir(parents=True)  # the venvs that it would make: all are the one that it stands in
+        (directory / "venvs" / one / ".venv").symlink_to(venv)
+    here = directory / "here.yaml"
+    here.write_text(f"skip_venv_if_present: true\nuv_venv_dir: {directory / 'venvs'}\n")
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("GYM_BRIDGE_NEMO_GYM_VENV", str(venv))
+    return [f"resources_servers/{NAME}/configs/{NAME}.yaml", CHAINS[chain], str(here)]
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_agents_of_a_nemo_gym_that_we_start_bring_back_what_the_policy_sampled(
     nemo_gym_venv: Path,
@@ -86,16 +101,7 @@ def test_agents_of_a_nemo_gym_that_we_start_bring_back_what_the_policy_sampled(
     monkeypatch: pytest.MonkeyPatch,
     chain: str,
 ):
-    folder = chain.split()[0]
-    for one in (f"resources_servers/{NAME}", "responses_api_agents/simple_agent", f"responses_api_models/{folder}"):
-        (tmp_path / "venvs" / one).mkdir(parents=True)  # the venvs that it would make: all are the one that it stands in
-        (tmp_path / "venvs" / one / ".venv").symlink_to(nemo_gym_venv)
-    here = tmp_path / "here.yaml"
-    here.write_text(f"skip_venv_if_present: true\nuv_venv_dir: {tmp_path / 'venvs'}\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("GYM_BRIDGE_NEMO_GYM_VENV", str(nemo_gym_venv))
-    settings = settings_of(gym_configs=[f"resources_servers/{NAME}/configs/{NAME}.yaml", CHAINS[chain], str(here)])
+    settings = settings_of(gym_configs=nemo_gym_here(nemo_gym_venv, tmp_path, monkeypatch, chain))
     sampler = ScriptedSampler(renderer, CALL, "It is cold.")
     endpoint = SampledEndpoint(sampler, renderer, max_tokens=99, model="tiny")
     assert settings.env is not None
@@ -182,6 +188,28 @@ def test_a_policy_trains_on_what_agents_played(nemo_gym_venv: Path, tiny_llama: 
     assert [(one["num_failed"], one["staleness_max"]) for one in found] == [(0, 0), (0, 0)]
     played_by = {tuple(row["gym_bridge"]["policy_versions"]) for _, row in read_jsonl(tmp_path / "run" / "rollouts.jsonl")}
     assert played_by == {(0,), (1,)}
+
+
+def test_a_nemo_gym_that_training_starts_plays_the_policy_and_is_gone_after(
+    nemo_gym_venv: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tasks = tmp_path / "tasks.jsonl"
+    write_jsonl(tasks, [TASK])
+    settings = GRPOSettings.model_validate(
+        {
+            "policy": {"model": str(tiny_llama), "compute_dtype": "float32"},
+            "data": {"train": tasks},
+            "env": {"gym_configs": nemo_gym_here(nemo_gym_venv, tmp_path, monkeypatch, "openai_model")},
+            "sampler": {"max_tokens": 8},
+            "algorithm": {"tasks_per_step": 1, "group_size": 2, "baseline": "none", "scale": "none"},
+            "trainer": {"output": tmp_path / "run", "max_steps": 2},
+        }
+    )
+    assert train(settings).steps == 2
+    gaps = [row["gap"] for _, row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert gaps == pytest.approx([1.0, 1.0], abs=1e-4)
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout.split()
+    assert left == []
 
 
 def test_agents_that_ask_another_model_stop_the_training(

@@ -315,3 +315,23 @@ def test_parameters_without_meaning_for_tokens_and_harmless_values_are_let_pass(
         "previous_response_id": None,
     }
     assert asked(renderer, request(**harmless))[1] == SamplingParams(max_tokens=9, stop_token_ids=(END,))
+
+
+def test_megabytes_of_a_tool_are_rendered_beside_the_event_loop(renderer: ChatMLRenderer):
+    call = {"type": "function_call", "call_id": "c", "name": "read", "arguments": "{}", "id": "f"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "words and more words " * 60_000}
+    items = ({"role": "user", "content": "read it"}, call, output)
+    request = TurnRequest(items=items, tools=(), params={}, key=SampleKey(0, 0, 0, 1))
+    endpoint = SampledEndpoint(ScriptedSampler(renderer, "long"), renderer, max_tokens=9, model="tiny")
+
+    async def run() -> tuple[int, Turn]:
+        asking = asyncio.create_task(endpoint.turn(request))
+        num_looks = 0
+        while not asking.done():
+            await asyncio.sleep(0)
+            num_looks += 1
+        return num_looks, await asking
+
+    num_looks, turn = asyncio.run(run())
+    assert num_looks > 20  # in the event loop it would be two or three
+    assert turn.usage.input_tokens > 1_000_000

@@ -10,6 +10,7 @@ vLLM offers these routes to whoever reaches its port, and only when it is told t
         on a CPU                       ... --enforce-eager
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from typing import Any, Literal
 import httpx
 
 from gym_bridge.errors import ConfigError, PolicyError, ServerError
+
+log = logging.getLogger(__name__)
 
 START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out"
 CONNECT_TIMEOUT_S = 5.0
@@ -159,6 +162,7 @@ def reachable(controls: Sequence[ReplicaControl], *, patience_s: float) -> list[
     Raises ConfigError for one that was started without the routes that training needs, PolicyError when none answers.
     """
     deadline = time.monotonic() + patience_s
+    told = False
     while True:
         found, failure = [], None
         for control in controls:
@@ -171,6 +175,9 @@ def reachable(controls: Sequence[ReplicaControl], *, patience_s: float) -> list[
             return found
         if time.monotonic() >= deadline:
             raise PolicyError(f"no vLLM server answers: {failure}")
+        if not told:
+            log.warning("no vLLM server answers: %s; waiting for one, %g s at most", failure, patience_s)
+            told = True
         time.sleep(BETWEEN_TRIES_S)
 
 
