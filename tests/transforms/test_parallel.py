@@ -104,7 +104,7 @@ from gym_bridge.transforms.parallel import Workers
 
 def sleeper():
     def sleep(item):
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # at once: lines of two processes must not mix
         time.sleep(600)
     return sleep
 
