@@ -16,7 +16,7 @@ test: $(VENV)/.dev  ## the plain test suite
 	$(BIN)/pytest -m "not slow and not gpu and not nemo_gym and not vllm"
 
 test-slow: $(VENV)/.dev  ## wheel, installation, real training, kills, hostile programs
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not gpu"
 
 test-nemo-gym: $(VENV)/.dev nemo-gym-venv  ## against real NeMo Gym servers
 	GYM_BRIDGE_NEMO_GYM_VENV=$(abspath $(NEMO_GYM_VENV)) $(BIN)/pytest -m nemo_gym

@@ -25,7 +25,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,11 +32,13 @@ from typing import Any
 from benchmarks.grpo_sides import Figures, Job, Side
 from benchmarks.parts import row, table
 from benchmarks.processes import printed_by
+from benchmarks.training_options import chosen, present_sides, training_parser
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 
 SIDES: tuple[Side, ...] = ("ours", "trl", "trl_defaults")
-ON_CPU = {"dtype": "float32", "model": "smollm2-135m"}
-ON_GPU = {"dtype": "bfloat16", "model": "Qwen3-0.6B"}
+CHECKPOINTING = {"none": False, "selective": "selective", "full": True}
+ON_CPU = {"dtype": "float32", "model": "smollm2-135m", "checkpointing": "selective"}
+ON_GPU = {"dtype": "bfloat16", "model": "Qwen3-0.6B", "checkpointing": "none"}
 """What a run takes unless told otherwise."""
 WAIT_S = "GYM_BRIDGE_BENCHMARK_WAIT_S"
 """Environment variable: how long a completion of `WaitingSampler` takes."""
@@ -78,7 +79,7 @@ class WaitingSampler:
 
 def step(options: argparse.Namespace, model: str, directory: Path) -> None:
     """Ours beside TRL, in turns, as one table."""
-    found: dict[Side, list[Figures]] = {side: [] for side in _sides(options)}
+    found: dict[Side, list[Figures]] = {side: [] for side in present_sides(options)}
     for _ in range(options.turns):
         for side in found:
             found[side].append(measure(_job(options, model, directory, side), directory))
@@ -153,6 +154,7 @@ def _job(options: argparse.Namespace, model: str, directory: Path, side: Side, *
             "device": "cuda" if options.gpu else "cpu",
             "steps": options.steps,
             "max_tokens": options.max_tokens,
+            "checkpointing": CHECKPOINTING[options.checkpointing],
             "output": str(directory / "output"),
             **values,
         }
@@ -170,26 +172,14 @@ PARTS: dict[str, Callable[[argparse.Namespace, str, Path], None]] = {"step": ste
 
 def main(argv: list[str] | None = None) -> None:
     """Run the parts that are named."""
-    parser = argparse.ArgumentParser(prog="benchmarks.grpo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = training_parser("benchmarks.grpo", __doc__, sides=SIDES, on_gpu="random weights of a Qwen3 shape")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS) + "; all without")
-    parser.add_argument("--gpu", action="store_true", help="random weights of a Qwen3 shape on the first CUDA device")
     parser.add_argument("--model", help="on a CPU: what trains; with --gpu: the shape")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each turn")
+    parser.add_argument("--checkpointing", choices=CHECKPOINTING, help="of ours, in step and pipeline; as shipped without")
     parser.add_argument("--max-tokens", type=int, default=25, help="tokens of a completion, in step and pipeline")
     parser.add_argument("--prefix-prompt", type=int, default=1024, help="tokens of the prompt in prefix")
     parser.add_argument("--prefix-completion", type=int, default=64, help="tokens of a completion in prefix")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="of step")
-    options = parser.parse_args(argv)
-    for name, value in (ON_GPU if options.gpu else ON_CPU).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if "ours" not in options.sides:
-        parser.error("--sides needs ours, beside which the others are shown")
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    print(", ".join(f"{name} {_version(name)}" for name in ("gym-bridge", "torch", "transformers", "trl")))
+    options = chosen(parser, argv, named="parts", known=PARTS, on_gpu=ON_GPU, on_cpu=ON_CPU)
     with tempfile.TemporaryDirectory() as directory:
         model = _model(options, Path(directory))
         for part in options.parts or PARTS:
@@ -200,26 +190,12 @@ def _model(options: argparse.Namespace, directory: Path) -> str:
     """The directory of what trains."""
     if options.gpu:
         from benchmarks.grpo_models import chat_model
+        from benchmarks.train_shapes import shape
 
-        return str(chat_model(options.model, directory / options.model))
+        return str(chat_model(shape(options.model), directory / options.model))
     from gym_bridge.api.models import model_directory
 
     return str(model_directory(options.model))
-
-
-def _sides(options: argparse.Namespace) -> list[Side]:
-    """The sides that can be measured here; those that cannot are told."""
-    missing = [side for side in options.sides if side.startswith("trl") and _version("trl") == "none"]
-    if missing:
-        print(f"left out, because TRL is not installed: {', '.join(missing)}")
-    return [side for side in options.sides if side not in missing]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"
 
 
 if __name__ == "__main__":

@@ -1,22 +1,24 @@
-"""A model of random weights that can chat: what the GPU mode of the benchmark of online training trains."""
+"""A model of random weights that can chat: what benchmarks of online training train where no real one is wanted."""
 
 import json
 import shutil
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PretrainedConfig
 
-from benchmarks.train_shapes import random_model, shape
+from benchmarks.train_shapes import random_model
 from gym_bridge.tokens.chatml import TEMPLATE
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def chat_model(name: str, directory: Path) -> Path:
-    """A Hugging Face directory of the shape called `name`, with a tokenizer of bytes, filled up with words that nobody writes."""
-    random_model(name, directory)
+def chat_model(config: PretrainedConfig, directory: Path, *, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A Hugging Face directory of that shape, with a tokenizer of bytes, filled up with words that nobody writes."""
+    random_model(config, directory, dtype=dtype)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [f"word{number}" for number in range(shape(name).vocab_size - len(CONTROL) - len(alphabet))]
+    words = [f"word{number}" for number in range(config.vocab_size - len(CONTROL) - len(alphabet))]
     vocabulary = {token: number for number, token in enumerate((*CONTROL, *alphabet, *words))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

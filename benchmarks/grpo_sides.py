@@ -30,6 +30,8 @@ class Job:
     group_size: int = 8
     max_tokens: int = 25
     """Of a completion."""
+    checkpointing: bool | Literal["selective"] = False
+    """Of ours: policy.activation_checkpointing."""
     prompt_tokens: int = 0
     """prefix: of the prompt."""
     wait_s: float | None = None
@@ -106,7 +108,7 @@ def grpo_settings(job: Job, *, tasks: Path, url: str) -> Any:
             "device": job.device,
             "compute_dtype": job.dtype,
             "lr": 1e-6,
-            "activation_checkpointing": "selective" if job.device == "cpu" else False,
+            "activation_checkpointing": job.checkpointing,
         },
         "data": {"train": tasks},
         "env": {"server": url},

@@ -14,7 +14,6 @@ import random
 import sys
 import tempfile
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from benchmarks.parts import row, spread, table
 from benchmarks.processes import printed_by
 from benchmarks.train_sides import Figures, Job, Side, num_tokens, num_trained
+from benchmarks.training_options import chosen, present_sides, training_parser
 
 KINDS = ("sft", "dpo")
 ON_CPU = {"dtype": "float32", "batch_size": 8, "longest": 512, "microbatch_tokens": 512}
@@ -76,7 +76,7 @@ def compare(kind: str, model: str, options: argparse.Namespace, directory: Path,
     make = sft_rows if kind == "sft" else dpo_rows
     vocabulary = json.loads(Path(model, "config.json").read_text())["vocab_size"]
     rows = make(options.batch_size * (options.steps + 1), longest=options.longest, seed=0, vocabulary=vocabulary)
-    found: dict[Side, list[Figures]] = {side: [] for side in _sides(options)}
+    found: dict[Side, list[Figures]] = {side: [] for side in present_sides(options)}
     for _ in range(options.turns):
         for side in found:
             job = Job(
@@ -113,26 +113,13 @@ def compare(kind: str, model: str, options: argparse.Namespace, directory: Path,
 
 def main(argv: list[str] | None = None) -> None:
     """Run the kinds that are named."""
-    parser = argparse.ArgumentParser(prog="benchmarks.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = training_parser("benchmarks.train", __doc__, sides=SIDES, on_gpu="random weights of Qwen3 shapes")
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="sft, dpo; both without")
-    parser.add_argument("--gpu", action="store_true", help="random weights of Qwen3 shapes on the first CUDA device")
     parser.add_argument("--model", default="smollm2-135m", help="on a CPU: what trains")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each turn")
     parser.add_argument("--batch-size", type=int, help="rows, or pairs, of a step")
     parser.add_argument("--longest", type=int, help="tokens of the longest row")
     parser.add_argument("--microbatch-tokens", type=int)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    options = parser.parse_args(argv)
-    for name, value in (ON_GPU if options.gpu else ON_CPU).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if "ours" not in options.sides:
-        parser.error("--sides needs ours, beside which the others are shown")
-    if unknown := [kind for kind in options.kinds if kind not in KINDS]:
-        parser.error(f"no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
-    print(", ".join(f"{name} {_version(name)}" for name in ("gym-bridge", "torch", "transformers", "trl")))
+    options = chosen(parser, argv, named="kinds", known=KINDS, on_gpu=ON_GPU, on_cpu=ON_CPU)
     with tempfile.TemporaryDirectory() as directory:
         for name, model in _models(options, Path(directory)):
             for kind in options.kinds or KINDS:
@@ -142,20 +129,12 @@ def main(argv: list[str] | None = None) -> None:
 def _models(options: argparse.Namespace, directory: Path) -> list[tuple[str, str]]:
     """Names and directories of what trains."""
     if options.gpu:
-        from benchmarks.train_shapes import SHAPES, random_model
+        from benchmarks.train_shapes import SHAPES, random_model, shape
 
-        return [(name, str(random_model(name, directory / name))) for name in SHAPES]
+        return [(name, str(random_model(shape(name), directory / name))) for name in SHAPES]
     from gym_bridge.api.models import model_directory
 
     return [(options.model, str(model_directory(options.model)))]
-
-
-def _sides(options: argparse.Namespace) -> list[Side]:
-    """The sides that can be measured here; those that cannot are told."""
-    missing = [side for side in options.sides if side.startswith("trl") and _version("trl") == "none"]
-    if missing:
-        print(f"left out, because TRL is not installed: {', '.join(missing)}")
-    return [side for side in options.sides if side not in missing]
 
 
 def _peak(options: argparse.Namespace) -> float | None:
@@ -167,13 +146,6 @@ def _peak(options: argparse.Namespace) -> float | None:
     from gym_bridge.policy.flops import peak_flops
 
     return peak_flops(torch.cuda.get_device_name())
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config
 
 SHAPES: dict[str, dict[str, int]] = {
     "Qwen3-0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16},
@@ -17,8 +17,8 @@ def shape(name: str) -> Qwen3Config:
     return Qwen3Config(**SHARED, **SHAPES[name], tie_word_embeddings=True, rope_theta=1_000_000.0, max_position_embeddings=40_960)
 
 
-def random_model(name: str, directory: Path) -> Path:
-    """A Hugging Face directory of the shape called `name`, written to `directory`."""
+def random_model(config: PretrainedConfig, directory: Path, *, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A Hugging Face directory of that shape, written to `directory`."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(shape(name), dtype=torch.bfloat16).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(directory)
     return directory

@@ -165,6 +165,11 @@ def test_rows_train_and_the_trained_policy_is_evaluated_on_the_same_tasks(tasks:
     paired = compare(tasks.with_name("before.jsonl"), tasks.with_name("after.jsonl"))
     assert (paired.before, paired.after) == (summaries["before"], summaries["after"])
     assert paired.difference.mean == pytest.approx(summaries["after"].reward.mean - summaries["before"].reward.mean)
+    played_by = [
+        {version for row in rows(tasks.with_name(f"{name}.jsonl")) for version in row["gym_bridge"]["policy_versions"]}
+        for name in ("before", "after")
+    ]
+    assert played_by == [{0}, {trained.steps}]
 
 
 def test_grpo_plays_trains_and_goes_on_from_its_checkpoint(tasks: Path, server: str, tiny_llama: Path, tmp_path: Path):

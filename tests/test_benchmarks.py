@@ -1,7 +1,11 @@
 """The benchmarks run, at sizes that say nothing of speed."""
 
 import asyncio
+import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -99,6 +103,53 @@ def test_a_sampler_that_waits_plays_synchronous_and_asynchronous_steps(tiny_llam
     assert all(float(one) > 0 for one in found.values())
 
 
+def test_steps_over_one_rank_are_timed_beside_those_of_one_process(tiny_llama: Path):
+    command = [sys.executable, "-m", "benchmarks.shards", "--model", str(tiny_llama), "--turns", "2", "--tokens", "16"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)  # ranks are joined once in a process
+    assert float(re.findall(r"one rank / one process: ([\d.]+)", found.stdout)[0]) > 0
+
+
+def test_algorithms_are_tuned_alike_and_measured_until_they_reach_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from benchmarks import algorithms
+
+    monkeypatch.setattr(algorithms, "RATES", (4e-3,))
+    monkeypatch.setattr(algorithms, "EVERY", 5)
+    monkeypatch.setattr(algorithms, "AT_ONCE", 15)
+    algorithms.main(["--batches", "30", "--target", "0.3", "--seeds", "0", "--curves", str(tmp_path / "curves.jsonl")])
+    curves = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert [one["algorithm"] for one in curves] == ["GRPO", "PPO", "REINFORCE"]
+    for one in curves:
+        reached = [batches for batches, reward in one["curve"][:4] if reward >= 0.3]  # then the second half is not made
+        assert [batches for batches, _ in one["curve"]] == list(range(0, 16 if reached else 31, 5))
+    measured = {
+        cells[0]: cells[3:5] for line in capsys.readouterr().out.splitlines() if len(cells := line.strip("| ").split(" | ")) == 7
+    }
+    for one in curves:
+        first = next((batches for batches, reward in one["curve"] if reward >= 0.3), None)
+        updates = "" if first is None else str(first * (4 if one["algorithm"] == "PPO" else 1))
+        assert measured[one["algorithm"]][:2] == ([str(first), updates] if first else ["never", ""])
+
+
+def test_shuffled_siblings_keep_their_groups_advantages_in_another_order():
+    from benchmarks.shuffled_siblings import shuffled
+    from gym_bridge.schemas.rollouts import RolloutKey
+    from gym_bridge.schemas.settings import GRPOAlgorithm
+    from gym_bridge.trainers.estimator_kinds import group_estimator
+    from gym_bridge.trainers.experience import Experience
+
+    def member(task: int, number: int) -> Experience:
+        return Experience(key=RolloutKey(task, number), reward=float(number), sequences=(), turn_lengths=())
+
+    groups = [tuple(member(task, number) for number in range(8)) for task in range(3)]
+    settings = GRPOAlgorithm()
+    true, dealt = group_estimator(settings)(groups), shuffled(settings)(groups)
+    assert [sorted(one) for one in dealt] == [pytest.approx(sorted(one)) for one in true]
+    assert all(one != other for one, other in zip(true, dealt, strict=True))
+    assert shuffled(settings)(groups) == dealt
+
+
 def test_the_model_of_the_gpu_mode_can_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from benchmarks import train_shapes
     from benchmarks.grpo_models import chat_model
@@ -106,7 +157,7 @@ def test_the_model_of_the_gpu_mode_can_chat(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setitem(train_shapes.SHAPES, "tiny", {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 8})
     monkeypatch.setitem(train_shapes.SHARED, "num_hidden_layers", 1)
-    renderer = load_renderer(chat_model("tiny", tmp_path / "tiny"))
+    renderer = load_renderer(chat_model(train_shapes.shape("tiny"), tmp_path / "tiny"))
     ids = renderer.render_ids([{"role": "user", "content": "Wie geht es Ihnen?"}], add_generation_prompt=True)
     assert "Wie geht es Ihnen?" in renderer.tokenizer.decode(ids)
     assert renderer.tokenizer.decode([151_935, 151_934]) == "word151676word151675"

@@ -105,7 +105,8 @@ def _read_run(place: ModelPlace, report: CheckpointReport) -> None:
         return
     state = _json(place.checkpoint / "trainer" / "state.json", report, required=True) or {}
     report.step = state.get("version")
-    if not (place.checkpoint / "trainer" / "optimizer.safetensors").exists():
+    optimizer = place.checkpoint / "trainer" / "optimizer"  # of several processes a directory
+    if not any(optimizer.glob("*.safetensors")) and not optimizer.with_suffix(".safetensors").exists():
         report.problems.append("no trainer/optimizer.safetensors: training cannot go on from here")
     config = place.checkpoint.parents[1] / "config.yaml"
     if config.exists():

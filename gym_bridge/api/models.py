@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from gym_bridge.errors import missing_extra
 from gym_bridge.io.digests import digest_weights
+from gym_bridge.io.run_directory import version_of_model
 from gym_bridge.schemas.play_settings import PlaySettings
 
 if TYPE_CHECKING:
+    from gym_bridge.api.serving_model import ServeModelSettings
     from gym_bridge.policy.samplers.local import LocalSampler
     from gym_bridge.rollouts.http import HttpClient
     from gym_bridge.rollouts.models.model_http import ModelHttp
@@ -73,6 +75,13 @@ def public_url(url: str) -> str:
 @contextmanager
 def open_sampler(settings: PlaySettings) -> "Iterator[LocalSampler]":
     """The in-process sampler of `--model`, for as long as the block lasts."""
+    max_batch = settings.concurrency if isinstance(settings.concurrency, int) else IN_PROCESS_MAX_BATCH
+    with closing(local_sampler(settings, max_batch=max_batch)) as sampler:
+        yield sampler
+
+
+def local_sampler(settings: "PlaySettings | ServeModelSettings", *, max_batch: int) -> "LocalSampler":
+    """A sampler in this process, of the model that the settings name. Raises ConfigError, also without torch."""
     try:
         import torch
     except ImportError:
@@ -80,11 +89,9 @@ def open_sampler(settings: PlaySettings) -> "Iterator[LocalSampler]":
     from gym_bridge.policy.loading import load_module, resolve_dtype
     from gym_bridge.policy.samplers.local import LocalSampler
 
-    device = torch.device(settings.device)
-    module = load_module(model_directory(settings.model), device=device, dtype=resolve_dtype(settings.compute_dtype, device))
-    max_batch = settings.concurrency if isinstance(settings.concurrency, int) else IN_PROCESS_MAX_BATCH
-    with closing(LocalSampler(module, max_batch=max_batch)) as sampler:
-        yield sampler
+    device, directory = torch.device(settings.device), model_directory(settings.model)
+    module = load_module(directory, device=device, dtype=resolve_dtype(settings.compute_dtype, device))
+    return LocalSampler(module, max_batch=max_batch, version=version_of_model(directory))
 
 
 def sampled_endpoint(settings: PlaySettings, sampler: "LocalSampler") -> "ModelEndpoint":

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gym_bridge.config import Registry
 from gym_bridge.io.digests import digest_weights
@@ -58,7 +59,22 @@ def begin(
 
 def open_backend(settings: PolicySettings, model: Path, *, total_steps: int | None, head: "Head" = "lm") -> "Policy":
     """The policy of `settings`, as the backend opens it. `total_steps`: updates of the whole run. Raises ConfigError."""
-    return BACKENDS.load(settings.backend)(model, settings, head=head, total_steps=total_steps)
+    return backend_of(settings)(model, settings, head=head, total_steps=total_steps)
+
+
+def backend_of(settings: PolicySettings) -> "Callable[..., Policy]":
+    """The class of the policy, which spreads it over the ranks of this training where torchrun started several processes.
+
+    Raises ConfigError.
+    """
+    from gym_bridge.policy.ranks import joined
+
+    ranks = joined()
+    if ranks is None:
+        return BACKENDS.load(settings.backend)
+    from gym_bridge.policy.parallel_policy import ParallelPolicy
+
+    return cast("Callable[..., Policy]", partial(ParallelPolicy, ranks))
 
 
 def renderer_of(settings: PolicySettings, model: Path) -> "Renderer":

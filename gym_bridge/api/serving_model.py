@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from gym_bridge.api.models import DEFAULT_MAX_TOKENS, IN_PROCESS_MAX_BATCH, model_directory
+from gym_bridge.api.models import DEFAULT_MAX_TOKENS, IN_PROCESS_MAX_BATCH, local_sampler, model_directory
 from gym_bridge.config import JsonObject, StrictModel
-from gym_bridge.errors import missing_extra
 
 if TYPE_CHECKING:
-    from gym_bridge.policy.samplers.local import LocalSampler
     from gym_bridge.rollouts.http import HttpClient
     from gym_bridge.rollouts.policy_server.calls import PolicyServer
     from gym_bridge.schemas.seams import ModelEndpoint, Sampler
@@ -87,23 +85,10 @@ def serve_model(settings: ServeModelSettings) -> "Iterator[PolicyServer]":
             yield policy
         return
     with (
-        closing(_local_sampler(settings)) as sampler,
+        closing(local_sampler(settings, max_batch=settings.max_batch)) as sampler,
         served_policy(_sampled(settings, sampler, renderer), model=name, **served) as policy,
     ):
         yield policy
-
-
-def _local_sampler(settings: ServeModelSettings) -> "LocalSampler":
-    try:
-        import torch
-    except ImportError:
-        raise missing_extra("playing a model in this process", "train") from None
-    from gym_bridge.policy.loading import load_module, resolve_dtype
-    from gym_bridge.policy.samplers.local import LocalSampler
-
-    device = torch.device(settings.device)
-    module = load_module(model_directory(settings.model), device=device, dtype=resolve_dtype(settings.compute_dtype, device))
-    return LocalSampler(module, max_batch=settings.max_batch)
 
 
 def _vllm(settings: ServeModelSettings, client: "HttpClient", renderer: "Renderer") -> "ModelEndpoint":

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from gym_bridge.api.models import model_directory
 from gym_bridge.api.runs import Begun, begin, open_backend, renderer_of
-from gym_bridge.errors import missing_extra
+from gym_bridge.errors import PolicyError, missing_extra
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.progress import Progress
+from gym_bridge.schemas.launched import num_launched
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -27,12 +28,47 @@ OfflineSettings = SFTSettings | DPOSettings | RewardModelSettings
 def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
     """Train with the settings of a verb; goes on from the last checkpoint of an earlier run of the same settings.
 
+    Of the processes that torchrun starts the first one does so, with the weights in shards over all; every one returns the result.
     Raises ConfigError for wrong settings or data, PolicyError when training fails, ServerError when a server is gone.
     """
     try:
         import torch  # noqa: F401
     except ImportError:
         raise missing_extra("training", "train") from None
+    from gym_bridge.policy.ranks import joined
+
+    ranks = joined()
+    if ranks is None:
+        return _train(settings, quiet=quiet)
+    from gym_bridge.policy.parallel_policy import follow, leader_of
+
+    if not ranks.leads:
+        result = follow(ranks)
+        if result is None:
+            raise PolicyError("the first process of this training has failed; its own message tells why")
+        return result
+    result = None
+    try:
+        result = _train(settings, quiet=quiet)
+        return result
+    finally:
+        leader_of(ranks).end(result)
+
+
+def follow_leader() -> bool:
+    """Do what the first of the processes asks that torchrun started, until its training ends; whether that went well.
+
+    Raises PolicyError when it is gone, and what only this process meets.
+    """
+    from gym_bridge.policy.parallel_policy import follow
+    from gym_bridge.policy.ranks import joined
+
+    ranks = joined()
+    assert ranks is not None, "a follower has a leader"
+    return follow(ranks) is not None
+
+
+def _train(settings: TrainSettings, *, quiet: bool) -> "TrainResult":
     match settings:
         case SFTSettings():
             return _train_sft(settings, quiet=quiet)
@@ -93,7 +129,13 @@ def _validation(sets: "Mapping[str, Sequence[Unit]]", loss_fn: "LossFn", setting
     policy = settings.policy
     if not sets:
         return None
-    return Validation(sets, loss_fn, microbatch_tokens=policy.microbatch_tokens, share_prefixes=policy.prefix_sharing)
+    return Validation(
+        sets,
+        loss_fn,
+        microbatch_tokens=policy.microbatch_tokens,
+        share_prefixes=policy.prefix_sharing,
+        num_shares=num_launched(),
+    )
 
 
 def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
@@ -101,7 +143,8 @@ def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
 
     loss_fn, model = sft_loss(settings.algorithm), model_directory(settings.policy.model)
     data = _load_data(settings, sft_reader(settings.data, renderer_of(settings.policy, model)), model)
-    source, validation = SFTSource(data.train, settings), _validation(data.validation, loss_fn, settings)
+    source = SFTSource(data.train, settings, num_shares=num_launched())
+    validation = _validation(data.validation, loss_fn, settings)
     begun = begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data))
     return _train_epochs("train sft", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)
 
@@ -109,9 +152,10 @@ def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
 def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
     from gym_bridge.policy.loading import resolve_device, resolve_dtype
     from gym_bridge.policy.reference import with_ref_logprobs
-    from gym_bridge.trainers.dpo import WITHOUT_REFERENCE, DPOSource, pair_reader, preference_loss, with_reference
+    from gym_bridge.trainers.dpo import WITHOUT_REFERENCE, Baseline, DPOSource, pair_reader, preference_loss, with_reference
 
-    loss_fn = preference_loss(settings.algorithm, baseline=lambda: source.baseline)
+    baseline = Baseline()
+    loss_fn = preference_loss(settings.algorithm, baseline=baseline)
     model = model_directory(settings.policy.model)
     data = _load_data(settings, pair_reader(settings.data, renderer_of(settings.policy, model)), model)
     begun = begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data))
@@ -124,7 +168,7 @@ def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
             sequences, directory=begun.run.path / "ref_logprobs", model=reference, compute=policy.reference_logprobs
         )
 
-    source = DPOSource(data.train, settings, refer=refer, logprobs=policy.logprobs)
+    source = DPOSource(data.train, settings, refer=refer, logprobs=policy.logprobs, baseline=baseline, num_shares=num_launched())
     held_out = data.validation
     if settings.algorithm.loss not in WITHOUT_REFERENCE:
         held_out = {name: with_reference(pairs, refer) for name, pairs in held_out.items()}
@@ -142,7 +186,7 @@ def _train_reward_model(settings: RewardModelSettings, *, quiet: bool) -> "Train
     opened = partial(open_backend, settings.policy, model, total_steps=total_steps, head="scalar")
     begun = begin(settings, model, digests=data.digests, total_steps=total_steps, open_policy=opened)
     pad_id = padding_id(model)
-    source = RewardModelSource(data.train, settings, pad_id=pad_id)
+    source = RewardModelSource(data.train, settings, pad_id=pad_id, num_shares=num_launched())
     held_out = {name: read_at_the_end(pairs, pad_id) for name, pairs in data.validation.items()}
     validation = _validation(held_out, loss_fn, settings)
     return _train_epochs("train rm", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)

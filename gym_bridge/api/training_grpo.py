@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from gym_bridge.api.models import model_directory
 from gym_bridge.api.online import open_online, read_environments
-from gym_bridge.api.runs import BACKENDS, Begun, begin, open_backend
+from gym_bridge.api.runs import Begun, backend_of, begin, open_backend
 from gym_bridge.api.stored_rollouts import replayed_steps, stored_digests, stored_groups
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.metrics import MetricsWriter
 from gym_bridge.io.progress import Progress
+from gym_bridge.schemas.launched import num_launched
 from gym_bridge.schemas.settings import GRPOSettings
 from gym_bridge.tokens.tokenizer import digest_tokenizer
 
@@ -55,6 +56,7 @@ def train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
             environments=[one.name for one in environments],
             weights=weights,
             ensure=ensure,
+            num_shares=num_launched(),
             alarms=alarms,
         )
         stack.enter_context(closing(source))
@@ -96,9 +98,10 @@ def _open_policy(settings: GRPOSettings, model: Path, *, total_steps: int | None
     from gym_bridge.policy.actor_critic import open_actor_critic
     from gym_bridge.trainers.policy_loss import value_loss
 
-    backend = BACKENDS.load(settings.policy.backend)
     critic = settings.algorithm.critic
-    return open_actor_critic(backend, model, settings.policy, critic, value_loss=value_loss(settings), total_steps=total_steps)
+    return open_actor_critic(
+        backend_of(settings.policy), model, settings.policy, critic, value_loss=value_loss(settings), total_steps=total_steps
+    )
 
 
 def _open_teacher(teacher: Path | None, settings: GRPOSettings, model: Path) -> "FrozenModel | None":

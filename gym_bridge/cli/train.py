@@ -1,5 +1,6 @@
 """`gym-bridge train sft`, `train dpo`, `train rm` and `train grpo`."""
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from gym_bridge.cli.options import output_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import load_config
 from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.schemas.launched import launched
 from gym_bridge.schemas.nemo_rl_key import Verb
 from gym_bridge.schemas.nemo_rl_keys import nemo_rl_keys
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
@@ -63,6 +65,10 @@ def _verb(
     def verb(
         overrides: tuple[str, ...], configs: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool, **options: Any
     ) -> None:
+        if (started := launched()) and not started.leads:
+            if not dry_run and not training.follow_leader():
+                sys.exit(1)
+            return
         files = [find_config(one, verb=name) for one in configs]
         given = [*options_as_overrides(options), *overrides]
         settings = load_config(settings_model, files=files, overrides=given, foreign=nemo_rl_keys(name))

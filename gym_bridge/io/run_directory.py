@@ -109,6 +109,12 @@ def model_directory_of(path: Path) -> Path:
     return last / "model"
 
 
+def version_of_model(directory: Path) -> int:
+    """The policy version of a model directory: the step of the checkpoint that it stands in, 0 outside of any."""
+    step = directory.parent.name.removeprefix("step_")
+    return int(step) if directory.name == "model" and directory.parent.name.startswith("step_") and step.isdecimal() else 0
+
+
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         found = orjson.loads(path.read_bytes())

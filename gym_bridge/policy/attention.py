@@ -3,14 +3,14 @@
 T = packed tokens, h = query heads, g = key and value heads (g divides h), d = head size, q = tokens of a block, k = those it sees.
 
 Every model loaded here computes attention with `attend`. It does what the mask asks for: a BlockRows mask is one call of SDPA for
-each block of rows, over the keys that these rows can see; a BlockMask goes to FlexAttention; any other mask, as in sampling,
-to transformers' SDPA.
+each block of rows, over the keys that these rows can see; a KeptKeys mask attends to keys of earlier passes too, as the sampler has
+it; a BlockMask goes to FlexAttention; any other mask to transformers' SDPA.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,13 @@ class Block:
     mask: Tensor | None  # [q, k] bool over context and own tokens; None: every token sees the own ones up to itself
 
 
-class BlockRows(Tensor):
-    """A mask [1, 1, T, T] that holds blocks instead of values; only `attend` can read it."""
+class OpaqueMask(Tensor):
+    """A mask [1, 1, T, T] without values; only `attend` can read it."""
 
-    blocks: Sequence[Block]
-    lengths: list[int]
+    @classmethod
+    def of(cls, num_tokens: int, device: torch.device) -> Self:
+        """One for so many tokens, whose other attributes are to be set."""
+        return torch.zeros(1, dtype=torch.bool, device=device).expand(1, 1, num_tokens, num_tokens).as_subclass(cls)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,6 +54,20 @@ class BlockRows(Tensor):
         if name in ("__get__", "dim", "size"):
             return super().__torch_function__(func, types, args, kwargs or {})
         raise PolicyError(f"this model computes with its attention mask itself ({name}), so that sequences cannot be packed for it")
+
+
+class BlockRows(OpaqueMask):
+    """The blocks of a pack."""
+
+    blocks: Sequence[Block]
+    lengths: list[int]
+
+
+class KeptKeys(OpaqueMask):
+    """Keys and values of earlier passes, by layer, to which those of this one are added."""
+
+    attention: Callable[[int, Tensor, Tensor, Tensor, "Scores"], Tensor]
+    """(layer, query, key, value, scores) -> [T, h, d]; of a KeptKeys that was made, not of the class."""
 
 
 def block_rows(packed: Pack, *, window: int | None = None) -> BlockRows:
@@ -65,8 +81,7 @@ def block_rows(packed: Pack, *, window: int | None = None) -> BlockRows:
         visible = _visible(packed, own, seen, window)
         plain = not context and torch.equal(visible, torch.ones_like(visible).tril())
         blocks.append(Block(context, None if plain else visible))
-    size = len(packed.token_ids)
-    mask = torch.zeros(1, dtype=torch.bool, device=device).expand(1, 1, size, size).as_subclass(BlockRows)
+    mask = BlockRows.of(len(packed.token_ids), device)
     mask.blocks, mask.lengths = blocks, [end - start for start, end in bounds]
     return mask
 
@@ -135,16 +150,20 @@ def attend(
         return flex_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux, dropout=dropout, **options
         )
-    if options.get("position_bias") is not None and isinstance(attention_mask, BlockRows):
+    if options.get("position_bias") is not None and isinstance(attention_mask, OpaqueMask):
         raise PolicyError("this model adds a bias to its attention scores, so that sequences cannot be packed for it")
+    scores = Scores(scaling, dropout, softcap, s_aux)
     if isinstance(attention_mask, BlockRows):
-        return _by_block(query, key, value, attention_mask, _Scores(scaling, dropout, softcap, s_aux)), None
+        return _by_block(query, key, value, attention_mask, scores), None
+    if isinstance(attention_mask, KeptKeys):
+        layer = cast(int, module.layer_idx)
+        return attention_mask.attention(layer, query, key, value, scores).to(query.dtype)[None], None
     if softcap is None and s_aux is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
-    return _Scores(scaling, dropout, softcap, s_aux).attention(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    return scores.attention(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
-def _by_block(query: Tensor, key: Tensor, value: Tensor, mask: BlockRows, scores: "_Scores") -> Tensor:
+def _by_block(query: Tensor, key: Tensor, value: Tensor, mask: BlockRows, scores: "Scores") -> Tensor:
     queries, keys, values = (one.split(mask.lengths, dim=2) for one in (query, key, value))
     found = []
     for place, block in enumerate(mask.blocks):
@@ -157,13 +176,19 @@ def _by_block(query: Tensor, key: Tensor, value: Tensor, mask: BlockRows, scores
 
 
 @dataclass(frozen=True, slots=True)
-class _Scores:
+class Scores:
     """How scores become attention."""
 
     scaling: float | None
+    """None: one by the root of d."""
     dropout: float
     softcap: float | None
     sinks: Tensor | None  # [h]
+
+    def of(self, query: Tensor, keys: Tensor) -> Tensor:
+        """[..., q, k] before any mask."""
+        found = query @ keys.transpose(-1, -2) * (query.shape[-1] ** -0.5 if self.scaling is None else self.scaling)
+        return found if self.softcap is None else torch.tanh(found / self.softcap) * self.softcap
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[b, h, q, d]; without a mask the last query sees every key, each before it one less."""
@@ -184,9 +209,7 @@ class _Scores:
         )
 
     def _spelled_out(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if self.scaling is None else self.scaling)
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = self.of(query, key)
         if mask is None:
             rows, columns = scores.shape[2:]
             mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gym_bridge.errors import PolicyError
 from gym_bridge.io.jsonl import sync_path
+from gym_bridge.policy.placement import Placement
 
+OPTIMIZER = "optimizer"
+"""The optimizer's state in `trainer`: a safetensors file of one process, a directory of those of several."""
 ADAPTER = Path("trainer") / "adapter"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -56,6 +58,7 @@ def checkpoint_aside(directory: Path) -> Iterator[Path]:
 def write_checkpoint(
     directory: Path,
     *,
+    placement: Placement,
     module: PreTrainedModel,
     weights: Mapping[str, Tensor],
     tokenizer_files: Mapping[str, bytes],
@@ -67,13 +70,15 @@ def write_checkpoint(
 
     `save_adapter` writes `trainer/adapter`, which `weights` then hold merged.
     """
-    (directory / "trainer").mkdir(parents=True)
-    module.save_pretrained(directory / "model", state_dict=dict(weights))
+    (directory / "trainer").mkdir(parents=True, exist_ok=placement.num_shares > 1)  # the others make it too
+    placement.write_weights(directory / "model", module, weights)
+    placement.write_tensors(directory / "trainer" / OPTIMIZER, optimizer)
+    if not placement.writes:
+        return
     config = json.loads((directory / "model" / "config.json").read_text())
     (directory / "model" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
     for name, content in tokenizer_files.items():
         (directory / "model" / name).write_bytes(content)
-    save_file(dict(optimizer), directory / "trainer" / "optimizer.safetensors")
     if save_adapter is not None:
         save_adapter(directory / ADAPTER)
     (directory / "trainer" / "state.json").write_text(json.dumps(dict(state), indent=2))
@@ -84,11 +89,15 @@ def read_tokenizer_files(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).exists()}
 
 
-def load_trainer_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimizer tensors and plain state of a checkpoint. Raises PolicyError when they are not there."""
+def load_trainer_state(
+    directory: Path, placement: Placement, present: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Optimizer tensors and plain state of a checkpoint; `present` are the optimizer's tensors now.
+
+    Raises PolicyError when they are not there.
+    """
     try:
-        return load_file(directory / "trainer" / "optimizer.safetensors"), json.loads(
-            (directory / "trainer" / "state.json").read_text()
-        )
+        state = json.loads((directory / "trainer" / "state.json").read_text())
+        return placement.read_tensors(directory / "trainer" / OPTIMIZER, present), state
     except (OSError, ValueError, SafetensorError) as error:
         raise PolicyError(f"{directory}: no whole checkpoint: {error}") from error

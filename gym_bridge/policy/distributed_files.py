@@ -31,18 +31,25 @@ log = logging.getLogger(__name__)
 
 def write_distributed(directory: Path, weights: Mapping[str, Tensor], *, max_shard_bytes: int) -> None:
     """Write `weights` as a distributed checkpoint of one process, as safetensors: every tensor with its place in the whole."""
-    files: dict[str, int] = {}
-    number, size = 1, 0
-    for name, tensor in weights.items():
-        if size and size + tensor.nbytes > max_shard_bytes:
-            number, size = number + 1, 0
-        files[name], size = number, size + tensor.nbytes
+    files = file_numbers(weights, max_bytes=max_shard_bytes)
     writer = HuggingFaceStorageWriter(str(directory), fqn_to_index_mapping=files, save_distributed=True)
     try:
         with _alone():
             save(dict(weights), storage_writer=writer, no_dist=True)
     except CheckpointException as error:
-        raise PolicyError(f"cannot write {directory}: {_reason(error)}") from error
+        raise PolicyError(f"cannot write {directory}: {reason(error)}") from error
+
+
+def file_numbers(weights: Mapping[str, Tensor], *, max_bytes: int) -> dict[str, int]:
+    """In which file each weight goes, from 1, so that none of several weights is larger than `max_bytes`."""
+    files: dict[str, int] = {}
+    number, size = 1, 0
+    for name, tensor in weights.items():
+        num_bytes = tensor.numel() * tensor.element_size()  # of the whole tensor, where this is a shard
+        if size and size + num_bytes > max_bytes:
+            number, size = number + 1, 0
+        files[name], size = number, size + num_bytes
+    return files
 
 
 def read_distributed(directory: Path, *, pickled: bool = False) -> dict[str, Tensor]:
@@ -57,7 +64,7 @@ def read_distributed(directory: Path, *, pickled: bool = False) -> dict[str, Ten
         with _alone():
             load(tensors, storage_reader=reader, no_dist=True)
     except (OSError, SafetensorError, CheckpointException, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise PolicyError(f"{directory}: no whole distributed checkpoint: {_reason(error)}") from error
+        raise PolicyError(f"{directory}: no whole distributed checkpoint: {reason(error)}") from error
     return tensors
 
 
@@ -69,7 +76,7 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first rank's own error where torch wraps it in tracebacks."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]

@@ -18,7 +18,7 @@ from gym_bridge.config import load_object
 from gym_bridge.errors import ConfigError, PolicyError, nearest
 from gym_bridge.policy.attention import KERNEL, BlockRows, block_rows, flex_mask
 from gym_bridge.policy.head import OutputHead, token_logprobs
-from gym_bridge.policy.loading import SCORE, load_module
+from gym_bridge.policy.loading import SCORE, load_module, outline
 from gym_bridge.policy.packing import Pack, pack
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.seams import Head
@@ -76,17 +76,19 @@ class HFFamily:
     def load(self, directory: Path, *, device: torch.device, head: Head) -> PreTrainedModel:
         """The model of a Hugging Face directory, in evaluation mode and float32. Raises PolicyError where packing is wrong."""
         module = load_module(directory, device=device, head=head, attention="eager")
-        name = type(module).__name__
-        if not isinstance(module.get_decoder(), PreTrainedModel):
-            raise PolicyError(f"{directory}: {name} has no decoder that transformers can name; choose a model of another family")
-        kinds, _ = _attention_kinds(module)
-        if unknown := kinds - {FULL, SLIDING}:
-            raise PolicyError(f"{directory}: sequences cannot be packed for layers of {min(unknown)}; choose a model without them")
-        if not module.is_backend_compatible():
-            raise PolicyError(f"{directory}: {name} has attention code of its own, which takes no packed sequences; choose another")
-        module.set_attn_implementation(KERNEL)
-        _refuse_wrong_values(self, module, head, directory)
+        _refuse_unpackable(module, directory)
+        self.check(module, head, directory)
         return module
+
+    def outline(self, directory: Path, *, head: Head) -> PreTrainedModel:
+        """As `load`, without values: on the meta device. What comes to hold them is to be given to `check`."""
+        module = outline(directory, head=head)
+        _refuse_unpackable(module, directory)
+        return module
+
+    def check(self, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float = TOLERANCE) -> None:
+        """Raises PolicyError when short packed sequences get other values than the same ones alone, by more than `tolerance`."""
+        _refuse_wrong_values(self, module, head, directory, tolerance=tolerance)
 
     def hidden(self, module: PreTrainedModel, packed: Pack) -> Tensor:
         """[T, H] hidden states after the last norm."""
@@ -110,7 +112,7 @@ class HFFamily:
 Mask = BlockRows | BlockMask
 
 
-def _attention_kinds(module: PreTrainedModel) -> tuple[set[str], int | None]:
+def attention_kinds(module: PreTrainedModel) -> tuple[set[str], int | None]:
     """What the layers attend to, and the window of those that slide, in tokens."""
     config = module.get_decoder().config
     window = getattr(config, "sliding_window", None)
@@ -120,7 +122,7 @@ def _attention_kinds(module: PreTrainedModel) -> tuple[set[str], int | None]:
 
 def _masks(module: PreTrainedModel, packed: Pack, *, flex: bool) -> Mask | dict[str, Mask]:
     """The mask of all layers, or by kind of attention where layers differ."""
-    kinds, window = _attention_kinds(module)
+    kinds, window = attention_kinds(module)
     build = flex_mask if flex else block_rows
     masks: dict[str, Mask] = {kind: build(packed, window=window if kind == SLIDING else None) for kind in sorted(kinds)}
     return masks if len(masks) > 1 else masks.popitem()[1]
@@ -133,8 +135,21 @@ def _hidden(module: PreTrainedModel, packed: Pack, masks: Mask | dict[str, Mask]
     return found.last_hidden_state[0]
 
 
+def _refuse_unpackable(module: PreTrainedModel, directory: Path) -> None:
+    """Let the module compute attention in packs. Raises PolicyError where its architecture cannot."""
+    name = type(module).__name__
+    if not isinstance(module.get_decoder(), PreTrainedModel):
+        raise PolicyError(f"{directory}: {name} has no decoder that transformers can name; choose a model of another family")
+    kinds, _ = attention_kinds(module)
+    if unknown := kinds - {FULL, SLIDING}:
+        raise PolicyError(f"{directory}: sequences cannot be packed for layers of {min(unknown)}; choose a model without them")
+    if not module.is_backend_compatible():
+        raise PolicyError(f"{directory}: {name} has attention code of its own, which takes no packed sequences; choose another")
+    module.set_attn_implementation(KERNEL)
+
+
 @torch.no_grad()
-def _refuse_wrong_values(family: HFFamily, module: PreTrainedModel, head: Head, directory: Path) -> None:
+def _refuse_wrong_values(family: HFFamily, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float) -> None:
     """Raises PolicyError when short packed sequences get other values than the same ones alone, within a window of 4 tokens."""
     sequences = _trial(module, head)
     device = next(module.parameters()).device
@@ -150,7 +165,7 @@ def _refuse_wrong_values(family: HFFamily, module: PreTrainedModel, head: Head, 
     except (PolicyError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise PolicyError(f"{directory}: sequences cannot be packed for {type(module).__name__}: {error}") from error
     difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+    if not difference <= tolerance * max(1.0, float(expected.abs().max())):
         raise PolicyError(
             f"{directory}: {type(module).__name__} gives packed sequences other values than the same alone (by {difference:.2g}); "
             "it keeps a state, biases or factors that packing does not know; choose a model of another family"

@@ -5,41 +5,50 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.policy.allocator import give_back_freed_memory
 from gym_bridge.policy.family import open_family
-from gym_bridge.policy.loading import resolve_device, resolve_dtype
+from gym_bridge.policy.loading import resolve_dtype
 from gym_bridge.policy.master_weights import own_copy
-from gym_bridge.policy.reading import Reading, open_module, sequence_values, token_values
+from gym_bridge.policy.placement import Placement, Whole
+from gym_bridge.policy.reading import Reading, sequence_values, token_values
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.tokens import TrainingSequence
 from gym_bridge.tokens.tokenizer import vocabulary_size
 
 
 class FrozenModel:
-    """A model as its directory holds it, in the compute dtype alone; family, kernels and packing are a policy's of `settings`."""
+    """A model as its directory holds it, in the compute dtype alone; family, kernels and packing are a policy's of `settings`.
 
-    def __init__(self, directory: Path, settings: PolicySettings, *, head: Reading = "lm"):
-        """Raises ConfigError for settings that cannot take effect here, PolicyError for a model that cannot be packed."""
+    In shards it is kept in the master dtype, and computes in the compute dtype.
+    """
+
+    def __init__(self, directory: Path, settings: PolicySettings, *, head: Reading = "lm", placement: Placement | None = None):
+        """`placement`: where the weights are; in this process where it is left out.
+
+        Raises ConfigError for settings that cannot take effect here, PolicyError for a model that cannot be packed."""
         self.directory, self.settings = directory, settings
         self.head: Reading = head
-        self.device = resolve_device(settings.device)
+        self._placement = Whole(settings) if placement is None else placement
         self.family = open_family(settings)
-        self.module = open_module(self.family, directory, device=self.device, reading=head)
-        dtype = resolve_dtype(settings.compute_dtype, self.device)
+        dtype = resolve_dtype(settings.compute_dtype, self._placement.device)
+        self._opened = self._placement.open(self.family, directory, settings, reading=head)
+        self.module = self._opened.module
         for param in self.module.parameters():
-            param.data = own_copy(param, dtype)
-        if self.device.type == "cpu":
+            if not isinstance(param, DTensor):
+                param.data = own_copy(param, dtype)
+        if self._placement.device.type == "cpu":
             give_back_freed_memory()
 
     def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
         """For each sequence the log-probs [n] of its trained tokens. Raises PolicyError when memory runs out."""
         return sequence_values(
             sequences,
-            lambda packed: token_values(self.family, self.module, packed, self.head),
+            lambda packed: self._opened.around(lambda: token_values(self.family, self.module, packed, self.head)),
             settings=self.settings,
-            device=self.device,
+            placement=self._placement,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from gym_bridge.errors import ConfigError, PolicyError
@@ -59,7 +59,7 @@ def load_module(
     transformers_logging.disable_progress_bar()
     if device.type == "cpu":
         keep_freed_memory()
-    family, options = (AutoModelForCausalLM, {}) if head == "lm" else (AutoModelForSequenceClassification, {"num_labels": 1})
+    family, options = _kind(head)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what is missing is told below, and a new head is no surprise
     try:
@@ -74,15 +74,32 @@ def load_module(
     missing = {*told["missing_keys"]}
     if head == "scalar" and SCORE in missing:
         missing.remove(SCORE)
-        generator = torch.Generator().manual_seed(0)
         weight = module.get_parameter(SCORE)
         with torch.no_grad():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * module.config.initializer_range)
+            weight.copy_(first_score_weight(module))
     if missing:
         kind = "a language model" if head == "lm" else "a language model or a reward model"
         raise PolicyError(f"{directory}: no weights for {min(missing)}; expected {kind}, found a model of another kind")
     module.to(device)
     return module.eval()
+
+
+def outline(directory: Path, *, head: Head) -> PreTrainedModel:
+    """As `load_module`, in float32, without memory for weights: on the meta device. Raises PolicyError as it does."""
+    family, options = _kind(head)
+    try:
+        config = AutoConfig.from_pretrained(directory, **options)
+        with torch.device("meta"):
+            module = family.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(f"{directory}: transformers cannot make this model: {error}") from error
+    return module.eval()
+
+
+def first_score_weight(module: PreTrainedModel) -> torch.Tensor:
+    """Random weights for a scalar head, the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(module.get_parameter(SCORE).shape, generator=generator) * module.config.initializer_range
 
 
 def unpack_gguf(file: Path, directory: Path, *, plain_chatml_template: Path) -> Path:
@@ -111,6 +128,11 @@ def unpack_gguf(file: Path, directory: Path, *, plain_chatml_template: Path) -> 
         shutil.copyfile(plain_chatml_template, template)
     aside.rename(directory)
     return directory
+
+
+def _kind(head: Head) -> tuple[Any, dict[str, Any]]:
+    """transformers' class for a head, and its options."""
+    return (AutoModelForCausalLM, {}) if head == "lm" else (AutoModelForSequenceClassification, {"num_labels": 1})
 
 
 def _cpu_has_bfloat16() -> bool:

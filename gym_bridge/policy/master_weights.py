@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from gym_bridge.policy import optimizers
 from gym_bridge.policy.allocator import give_back_freed_memory
@@ -25,10 +26,15 @@ class MasterWeights:
     """
 
     def __init__(self, module: nn.Module, settings: PolicySettings, *, compute_dtype: torch.dtype):
+        """`module` is changed in place. Where its parameters are shards, which FSDP2 rounds when it gathers them, these are the
+        masters."""
         master_dtype: torch.dtype = getattr(torch, settings.master_dtype)
         self.params = {name: param for name, param in module.named_parameters() if param.requires_grad}
         self.masters: dict[str, Tensor] = {}
         for name, param in module.named_parameters():
+            if isinstance(param, DTensor):
+                self.masters[name] = param
+                continue
             dtype = master_dtype if param.requires_grad else compute_dtype
             master = own_copy(param, dtype)
             param.data = master.to(compute_dtype)
@@ -48,7 +54,7 @@ class MasterWeights:
 
         Where it is not finite they are of no use any more.
         """
-        return float(torch.nn.utils.clip_grad_norm_(self.masters.values(), max_grad_norm))
+        return _number(torch.nn.utils.clip_grad_norm_(self.masters.values(), max_grad_norm))
 
     def update(self, *, lr: float) -> None:
         """One optimizer step on the gradients added up so far, which are then forgotten."""
@@ -70,7 +76,7 @@ class MasterWeights:
     def gradient_norm(self) -> float:
         """The norm of the gradients added up so far."""
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        return _number(torch.nn.utils.get_total_norm(gradients))
 
     def drop_gradients(self) -> None:
         """Forget the gradients added up so far."""
@@ -82,13 +88,6 @@ class MasterWeights:
         for name, param in self.params.items():
             if self.masters[name] is not param:
                 param.copy_(self.masters[name])
-
-    @torch.no_grad()
-    def load_weights(self, module: nn.Module) -> None:
-        """Take the values of a float32 `module` of the same shape."""
-        for name, param in module.named_parameters():
-            self.masters[name].copy_(param)
-        self.publish()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state by key and name."""
@@ -102,6 +101,10 @@ class MasterWeights:
 def own_copy(param: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of a loaded tensor: that stands where its file put it, and kernels for the CPU round by the address."""
     return param.detach().to(dtype, copy=True)
+
+
+def _number(norm: Tensor) -> float:
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _adder_to(master: Tensor):

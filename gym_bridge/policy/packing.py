@@ -72,28 +72,32 @@ def pack(sequences: Sequence[TrainingSequence], *, share_prefixes: bool = True, 
 
 
 def plan_microbatches(
-    units: Sequence[Sequence[TrainingSequence]], *, max_tokens: int, share_prefixes: bool = True
+    units: Sequence[Sequence[TrainingSequence]], *, max_tokens: int, share_prefixes: bool = True, multiple_of: int = 1
 ) -> list[list[TrainingSequence]]:
     """The sequences of `units` in microbatches of at most `max_tokens` packed tokens each, in which no unit is parted.
 
     A unit is what must stay together, such as the two sides of a pair. Units that share much of their beginning stay together as
     far as the limit lets them. The microbatches are few and cost about the same; a unit longer than `max_tokens` has one of its
-    own. The same units in the same order give the same plan.
+    own. The same units in the same order give the same plan. Their number is a multiple of `multiple_of` where there are enough
+    units, so that as many processes have as much to do.
     """
-    plan = assign_units(units, max_tokens=max_tokens, share_prefixes=share_prefixes)
+    plan = assign_units(units, max_tokens=max_tokens, share_prefixes=share_prefixes, multiple_of=multiple_of)
     return [[one for index in batch for one in units[index]] for batch in plan]
 
 
-def assign_units(units: Sequence[Sequence[TrainingSequence]], *, max_tokens: int, share_prefixes: bool = True) -> list[list[int]]:
+def assign_units(
+    units: Sequence[Sequence[TrainingSequence]], *, max_tokens: int, share_prefixes: bool = True, multiple_of: int = 1
+) -> list[list[int]]:
     """The plan of `plan_microbatches` as positions in `units`, ascending in each microbatch."""
-    pieces = [
-        piece
-        for cluster in _clusters([_Unit(unit, share_prefixes) for unit in units], share_prefixes)
-        for piece in _cut_evenly(cluster, max_tokens)
-    ]
+    clusters = _clusters([_Unit(unit, share_prefixes) for unit in units], share_prefixes)
+    pieces = [piece for cluster in clusters for piece in _cut_evenly(cluster, max_tokens)]
     fewest = _first_fit(pieces, max_tokens)
-    batches = _longest_first(pieces, len(fewest), max_tokens) or fewest
-    return sorted(sorted(index for piece in batch for index in piece.units) for batch in batches)
+    count = -(-len(fewest) // multiple_of) * multiple_of
+    if len(fewest) < count:
+        share = -(-sum(piece.tokens for piece in pieces) // count)
+        pieces = [piece for cluster in clusters for piece in _cut_evenly(cluster, share)]
+    batches = _longest_first(pieces, count, max_tokens) or fewest
+    return sorted(sorted(index for piece in batch for index in piece.units) for batch in batches if batch)
 
 
 class _Unit:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from gym_bridge.policy.packing import Pack, assign_units, pack
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.seams import Head
 from gym_bridge.schemas.tokens import TrainingSequence
+
+if TYPE_CHECKING:
+    from gym_bridge.policy.placement import Placement
 
 Reading = Head | Literal["value"]
 """As `Head`; `value` is the scalar head at the state before a trained token: a score of all before it."""
@@ -53,7 +56,7 @@ def sequence_values(
     read: Callable[[Pack], tuple[Tensor, Tensor | None]],
     *,
     settings: PolicySettings,
-    device: torch.device,
+    placement: "Placement",
 ) -> list[Tensor]:
     """For each sequence what `read` says of its trained tokens [n], on the CPU, without gradient.
 
@@ -61,10 +64,13 @@ def sequence_values(
     """
     found: dict[int, Tensor] = {}
     units, sharing = [(one,) for one in sequences], settings.prefix_sharing
-    for batch in assign_units(units, max_tokens=settings.microbatch_tokens, share_prefixes=sharing):
+    plan = assign_units(units, max_tokens=settings.microbatch_tokens, share_prefixes=sharing, multiple_of=placement.num_shares)
+    for batch, counts in placement.dealt(plan):
         part = [sequences[index] for index in batch]
-        packed = pack(part, share_prefixes=sharing, device=device)
+        packed = pack(part, share_prefixes=sharing, device=placement.device)
         with memory_told(part, settings, packed_tokens=len(packed.token_ids)):
             values, _ = read(packed)
-        found |= zip(batch, values.cpu().split([one.num_trained for one in part]), strict=True)
-    return [found[index] for index in range(len(sequences))]
+        if counts:
+            found |= zip(batch, values.cpu().split([one.num_trained for one in part]), strict=True)
+    everywhere = {index: values for one in placement.gathered(found) for index, values in one.items()}
+    return [everywhere[index] for index in range(len(sequences))]

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from gym_bridge.errors import NonFiniteLossError, PolicyError
 from gym_bridge.policy.activation_checkpointing import checkpoint_layers
@@ -21,12 +21,14 @@ from gym_bridge.policy.failures import memory_told, non_finite, optimizer_memory
 from gym_bridge.policy.family import open_family
 from gym_bridge.policy.flops import Utilisation
 from gym_bridge.policy.frozen_model import FrozenModel
-from gym_bridge.policy.loading import resolve_device, resolve_dtype
+from gym_bridge.policy.loading import resolve_dtype
 from gym_bridge.policy.master_weights import MasterWeights
 from gym_bridge.policy.memory import peak_memory_gib
 from gym_bridge.policy.packing import Pack, pack
-from gym_bridge.policy.reading import Reading, head_for, open_module, sequence_values, token_values
+from gym_bridge.policy.placement import Placement, Whole
+from gym_bridge.policy.reading import Reading, head_for, sequence_values, token_values
 from gym_bridge.policy.schedules import Schedule
+from gym_bridge.policy.step_tally import StepTally, merged
 from gym_bridge.schemas.seams import LossFn, StepResult, TrainedTokens
 from gym_bridge.schemas.settings import PolicySettings
 from gym_bridge.schemas.tokens import TrainingSequence
@@ -44,25 +46,41 @@ class PreparedStep:
 
 
 class TorchPolicy:
-    """A decoder with a head, in one process: master weights, forward and backward in the compute dtype."""
+    """A decoder with a head: master weights, forward and backward in the compute dtype.
 
-    def __init__(self, directory: Path, settings: PolicySettings, *, head: Reading = "lm", total_steps: int | None = None):
+    With a placement over several processes each of them holds such a policy, and all call its methods alike, but for `save`.
+    """
+
+    in_shards = False
+    """Whether sampling needs a copy of the weights: here the module has them whole."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: PolicySettings,
+        *,
+        head: Reading = "lm",
+        total_steps: int | None = None,
+        placement: Placement | None = None,
+    ):
         """`directory`: the model that training begins with, with adapters their base; `load` then goes on from a checkpoint of it.
         `head`: `value` begins with a head of zeros on a language model. `total_steps`: updates of the whole run, over which a
-        schedule falls.
+        schedule falls. `placement`: where the weights are; in this process where it is left out.
 
         Raises ConfigError for settings that cannot take effect here, PolicyError for a model that cannot train.
         """
         self.settings, self.directory, self.total_steps = settings, directory, total_steps
         self.head: Reading = head
         self.schedule = Schedule(settings, total_steps=total_steps)
-        self.device = resolve_device(settings.device)
+        self.placement = Whole(settings) if placement is None else placement
+        self.device = self.placement.device
         self.compute_dtype = resolve_dtype(settings.compute_dtype, self.device)
         self.family = open_family(settings)
         self.tokenizer_files = read_tokenizer_files(directory)  # now: the directory may be an old checkpoint, soon removed
         choice = renderer_choice(directory, name=settings.renderer, options=settings.chat_template_kwargs)
         self.tokenizer_files |= renderer_file(choice)
-        self.module = self._open(directory)
+        self._opened = self.placement.open(self.family, directory, settings, reading=head)
+        self.module = self._opened.module
         self.adapters = Adapters(self.module, settings.lora, head=head_for(head)) if settings.lora else None
         if settings.activation_checkpointing:
             checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
@@ -75,11 +93,11 @@ class TorchPolicy:
 
     def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
         """For each sequence the log-probs [n] of its trained tokens, without gradient; with the scalar head their scores."""
-        return sequence_values(sequences, self._forward, settings=self.settings, device=self.device)
+        return sequence_values(sequences, self._forward, settings=self.settings, placement=self.placement)
 
     def reference_logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
         """As `logprobs`, of the model that training began with: with adapters this one without them, else `directory`, which is
-        read once more when first needed and then kept, in the compute dtype.
+        read once more when first needed and then kept, in the compute dtype (in shards in the master dtype).
 
         Raises PolicyError where `directory` is the checkpoint that was loaded, and not the first model.
         """
@@ -93,7 +111,7 @@ class TorchPolicy:
                 f"{self.directory} is a checkpoint, no reference; open the policy from the run's first model, then load"
             )
         if self._reference is None:
-            self._reference = FrozenModel(self.directory, self.settings, head=self.head)
+            self._reference = FrozenModel(self.directory, self.settings, head=self.head, placement=self.placement)
         return self._reference.logprobs(sequences)
 
     def step(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn) -> StepResult:
@@ -140,6 +158,7 @@ class TorchPolicy:
         masters, adapters = self.masters.masters, self.adapters
         write_checkpoint(
             directory,
+            placement=self.placement,
             module=self.module,
             weights=dict(adapters.merged(masters)) if adapters else {name: one.float() for name, one in masters.items()},
             tokenizer_files=self.tokenizer_files,
@@ -153,14 +172,14 @@ class TorchPolicy:
 
         Raises PolicyError for what is no whole checkpoint, and with adapters for a policy opened from the merged model.
         """
-        optimizer, state = load_trainer_state(directory)
+        optimizer, state = load_trainer_state(directory, self.placement, self.masters.state_tensors())
         if self.adapters:
             if self.directory == directory / "model":
                 raise PolicyError(f"{self.directory} has its adapters merged; open the policy from the base model, then load")
             self.adapters.load(directory / ADAPTER, self.masters.masters)
-            self.masters.publish()
         elif self.version or self.directory != directory / "model":  # else the constructor has just read them
-            self.masters.load_weights(self._open(directory / "model"))
+            self.placement.read_weights(self.masters.masters, self.family, directory / "model", reading=self.head)
+        self.masters.publish()
         self.masters.load_state_tensors(optimizer)
         self.version, self._loaded = int(state["version"]), directory / "model"
 
@@ -168,10 +187,9 @@ class TorchPolicy:
         """Names and tensors of the plain model in the compute dtype, adapters merged."""
         if self.adapters:
             return ((name, one.to(self.compute_dtype)) for name, one in self.adapters.merged(self.masters.masters))
-        return ((name, param.detach()) for name, param in self.module.named_parameters())
-
-    def _open(self, directory: Path) -> PreTrainedModel:
-        return open_module(self.family, directory, device=self.device, reading=self.head)
+        return (
+            (name, self.placement.whole(param.detach().to(self.compute_dtype))) for name, param in self.module.named_parameters()
+        )
 
     def _apply(self, metrics: dict[str, float]) -> StepResult:
         started = time.perf_counter()
@@ -180,10 +198,11 @@ class TorchPolicy:
             self.masters.update(lr=lr)
         self.version += 1
         seconds = metrics["train_s"] + time.perf_counter() - started
-        metrics |= {"lr": lr, "train_s": seconds, "peak_memory_gib": peak_memory_gib(self.device)}
+        metrics |= {"lr": lr, "train_s": seconds, "peak_memory_gib": max(self.placement.gathered(peak_memory_gib(self.device)))}
         metrics["trained_tokens_per_s"] = metrics["num_trained_tokens"] / seconds
         metrics["tokens_per_s"] = metrics["num_packed_tokens"] / seconds
-        return StepResult(metrics=metrics | self.utilisation.metrics(seconds=seconds))
+        used = self.placement.gathered(self.utilisation.metrics(seconds=seconds))
+        return StepResult(metrics=metrics | {name: fmean(one[name] for one in used) for name in used[0]})
 
     def _pack(self, part: Sequence[TrainingSequence]) -> Pack:
         return pack(part, share_prefixes=self.settings.prefix_sharing, device=self.device)
@@ -192,8 +211,8 @@ class TorchPolicy:
         """The loss, its metrics and the numbers of tokens, summed; with `learn` the gradients are added to the masters'."""
         num_tokens = sum(one.num_trained for part in microbatches for one in part)
         num_sequences = sum(len(part) for part in microbatches)
-        metrics: dict[str, float] = {"loss": 0.0, "num_trained_tokens": num_tokens, "num_packed_tokens": 0}
-        for part in microbatches:
+        tally = StepTally(num_tokens)
+        for part, counts in self.placement.dealt(microbatches):
             packed = self._pack(part)
             packed_tokens = len(packed.token_ids)
             with memory_told(part, self.settings, packed_tokens=packed_tokens), torch.set_grad_enabled(learn):
@@ -201,18 +220,21 @@ class TorchPolicy:
                 columns = self._columns(part, packed, num_tokens, num_sequences)
                 loss = loss_fn(values, replace(columns, entropies=entropies))
                 value = loss.value.item()
-                if not math.isfinite(value):
-                    when = f"at step {self.version + 1}" if learn else f"in the evaluation after step {self.version}"
-                    raise self._non_finite(f"loss is {value} {when}", part)
+                if self.placement.anywhere(not math.isfinite(value)):
+                    raise self._without_finite_loss(part, value, learn=learn)
                 if learn:
-                    loss.value.backward()
+                    (loss.value if counts else 0 * loss.value).backward()
+            if counts:
+                tally.add(value, loss, entropies, packed_tokens=packed_tokens)
+                if learn:
                     self.utilisation.count(packed.position_ids, num_trained=len(packed.targets))
-            parts = {} if entropies is None else {"entropy": entropies.detach().sum().item() / max(1, num_tokens)}
-            for name, one in {"loss": value, "num_packed_tokens": packed_tokens, **loss.metrics, **parts}.items():
-                metrics[name] = metrics.get(name, 0.0) + one
-            metrics |= {name: max(one, metrics.get(name, one)) for name, one in loss.largest.items()}
-            metrics |= {name: min(one, metrics.get(name, one)) for name, one in loss.smallest.items()}
-        return metrics
+        return merged(self.placement.gathered(tally))
+
+    def _without_finite_loss(self, part: Sequence[TrainingSequence], value: float, *, learn: bool) -> NonFiniteLossError:
+        found = [] if math.isfinite(value) else [(value, list(part))]
+        blamed = [one for of_process in self.placement.gathered(found) for one in of_process]
+        when = f"at step {self.version + 1}" if learn else f"in the evaluation after step {self.version}"
+        return self._non_finite(f"loss is {blamed[0][0]} {when}", [one for _, sequences in blamed for one in sequences])
 
     def _without_finite_gradient(
         self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn
@@ -232,7 +254,7 @@ class TorchPolicy:
         return non_finite(f"the {what}", sequences)
 
     def _forward(self, packed: Pack) -> tuple[Tensor, Tensor | None]:
-        return token_values(self.family, self.module, packed, self.head)
+        return self._opened.around(lambda: token_values(self.family, self.module, packed, self.head))
 
     def _columns(self, part: Sequence[TrainingSequence], packed: Pack, num_tokens: int, num_sequences: int) -> TrainedTokens:
         def of(*names: str) -> Tensor:

@@ -22,7 +22,6 @@ AGENT_REF = agent_ref("gym_bridge")
 
 def response_object(key: RolloutKey, play: Play, params: Mapping[str, Any]) -> Row:
     """A Responses object over all turns, as NeMo Gym's SimpleAgent returns it."""
-    usage = play.usage
     return {
         "id": f"resp_{key.task_index}_{key.rollout_index}",
         "created_at": time.time(),
@@ -34,13 +33,7 @@ def response_object(key: RolloutKey, play: Play, params: Mapping[str, Any]) -> R
         "parallel_tool_calls": params.get("parallel_tool_calls") is not False,
         "tool_choice": params.get("tool_choice") or "auto",
         "tools": params.get("tools") or [],
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-            "output_tokens": usage.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.input_tokens + usage.output_tokens,
-        },
+        "usage": play.usage.as_response(),
     }
 
 

@@ -140,6 +140,8 @@ def explain_key(verb: Verb) -> Callable[[str], str | None]:
         if key is None or key.theirs == "env.*":  # of a section of ours: rather a typo
             return None
         if key.ours:
+            if key.ours == dotted:
+                return f"{dotted}: expected {key.note}"
             note = f" ({key.note})" if key.note else ""
             return f"unknown key {dotted!r} is NeMo RL's name of {key.ours!r}{note}"
         return f"unknown key {dotted!r} is one of NeMo RL, without a counterpart here: {key.note}"

@@ -13,7 +13,7 @@ earlier ones anew: no single sequence holds what the model gave then.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -123,13 +123,33 @@ def pair_metrics(rewards: Tensor, num_pairs: int) -> dict[str, float]:
     return {name: float(value) / num_pairs for name, value in sums.items()}
 
 
+@dataclass(slots=True)
+class Baseline:
+    """KTO's baseline of the present step, which its source sets and its loss reads."""
+
+    value: float = 0.0
+
+    def __call__(self) -> float:
+        return self.value
+
+
 class DPOSource(EpochSource):
     """Steps over the pairs; for KTO each begins with the policy's log-probs of answers to other prompts."""
 
     counted = "num_pairs"
 
-    def __init__(self, pairs: Dataset, settings: DPOSettings, *, refer: Refer, logprobs: LogProbs):
-        """Raises ConfigError when KTO gets pairs of a single prompt."""
+    def __init__(
+        self,
+        pairs: Dataset,
+        settings: DPOSettings,
+        *,
+        refer: Refer,
+        logprobs: LogProbs,
+        baseline: Baseline | None = None,
+        num_shares: int = 1,
+    ):
+        """`baseline` is what KTO's loss reads, and is set before each step. Raises ConfigError when KTO gets pairs of a single
+        prompt."""
         self._logprobs = logprobs
         kto = settings.algorithm.loss == "kto"
         others = other_answers(pairs.units, max_length=settings.data.max_length) if kto else []
@@ -137,14 +157,14 @@ class DPOSource(EpochSource):
         if settings.algorithm.loss not in WITHOUT_REFERENCE:
             units = with_reference(units, refer)
         self._others = units[len(pairs.units) :]
-        self.baseline = 0.0
-        """KTO's, of the step that `next` gave last."""
+        self._baseline = baseline or Baseline()
         super().__init__(
             pairs.with_units(units[: len(pairs.units)]),
             batch_size=settings.algorithm.batch_size,
             epochs=settings.algorithm.epochs,
             seed=settings.trainer.seed,
             policy=settings.policy,
+            num_shares=num_shares,
         )
 
     def next(self) -> TrainStep | None:
@@ -154,8 +174,13 @@ class DPOSource(EpochSource):
             return step
         others = [one for index in self.batch() for one in self._others[index]]
         ratios = [float(now.sum()) - _reference_sum(one) for now, one in zip(self._logprobs(others), others, strict=True)]
-        self.baseline = max(0.0, fmean(ratios))
+        self._baseline.value = max(0.0, fmean(ratios))
         return TrainStep(microbatches=step.microbatches, metrics={**step.metrics, "baseline": self.baseline})
+
+    @property
+    def baseline(self) -> float:
+        """KTO's, of the step that `next` gave last."""
+        return self._baseline()
 
 
 def with_reference(pairs: Sequence[Unit], refer: Refer) -> list[Unit]:

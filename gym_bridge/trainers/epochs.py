@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-from typing import Any
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.policy.packing import plan_microbatches
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.seams import TrainStep
 from gym_bridge.tokens.sample_files import Unit
+from gym_bridge.trainers.counted_steps import CountedSteps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +80,18 @@ class Dataset:
         return chosen
 
 
-class EpochSource:
+class EpochSource(CountedSteps):
     """Steps over `epochs` passes through a dataset, each pass in its own seeded order; the last step of a pass may be smaller."""
 
     counted = "num_sequences"
     """Metric that tells how many units a step has."""
 
-    def __init__(self, data: Dataset, *, batch_size: int, epochs: int, seed: int, policy: PolicySettings):
-        """Raises ConfigError when the weights leave no row in any epoch."""
-        self.data, self.batch_size, self.seed, self.policy = data, batch_size, seed, policy
+    def __init__(self, data: Dataset, *, batch_size: int, epochs: int, seed: int, policy: PolicySettings, num_shares: int = 1):
+        """`num_shares`: processes among which the microbatches are dealt out. Raises ConfigError when the weights leave no row in
+        any epoch."""
+        self.data, self.batch_size, self.seed, self.policy, self.num_shares = data, batch_size, seed, policy, num_shares
         self._begins = [0, *data.ends_of_epochs(batch_size=batch_size, epochs=epochs)]
-        self.total_steps = self._begins[-1]
-        self._step = 0
+        super().__init__(self._begins[-1])
         self._epoch: tuple[int, list[int]] = (-1, [])
 
     def next(self) -> TrainStep | None:
@@ -105,6 +105,7 @@ class EpochSource:
             [self.data.units[index] for index in chosen],
             max_tokens=self.policy.microbatch_tokens,
             share_prefixes=self.policy.prefix_sharing,
+            multiple_of=self.num_shares,
         )
         metrics = {"epoch": epoch + (self._step - begins) / (ends - begins), self.counted: len(chosen)}
         return TrainStep(microbatches=microbatches, metrics=metrics)
@@ -118,18 +119,3 @@ class EpochSource:
             self._epoch = epoch, self.data.of_epoch(epoch, seed=self.seed)
         place = (self._step - self._begins[epoch]) * self.batch_size
         return self._epoch[1][place : place + self.batch_size]
-
-    def stepped(self, version: int) -> None:
-        """The step was taken."""
-        self._step += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Steps taken."""
-        return {"step": self._step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the last step of `state`."""
-        self._step = int(state["step"])
-
-    def close(self) -> None:
-        """Nothing runs in the background."""

@@ -54,8 +54,10 @@ class GRPOSource:
         environments: Sequence[str] = (),
         weights: FreshWeights | None = None,
         ensure: Callable[[int], None] | None = None,
+        num_shares: int = 1,
     ):
         self.stream, self.columns, self.settings, self.records, self.alarms = stream, columns, settings, records, alarms
+        self._num_shares = num_shares
         self._environments, self._weights, self._ensure, self._version = environments, weights, ensure, version
         self._updates: deque[TrainStep] = deque()  # still to come of the batch
         self._begun = False  # a step on the batch was taken
@@ -162,6 +164,7 @@ class GRPOSource:
                 [(sequence,) for group in part for rollout in group for sequence in rollout],
                 max_tokens=policy.microbatch_tokens,
                 share_prefixes=policy.prefix_sharing,
+                multiple_of=self._num_shares,
             )
             yield TrainStep(microbatches=microbatches, metrics=dict(metrics) if number == 1 else {})
 

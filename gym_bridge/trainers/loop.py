@@ -3,11 +3,9 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar, Literal
 
 import orjson
@@ -15,6 +13,7 @@ import orjson
 from gym_bridge.io.metrics import MetricsWriter
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.run_directory import RunDirectory
+from gym_bridge.io.signals import interrupts_deferred, noted
 from gym_bridge.schemas.seams import LossFn, Policy, StepSource, Validation
 from gym_bridge.schemas.settings import TrainerSettings
 from gym_bridge.trainers.best import Watch, check_validation_settings
@@ -35,7 +34,7 @@ class TrainResult:
     checkpoint: Path | None
     """The last checkpoint, None when no step was taken."""
     metrics: dict[str, float]
-    """Numbers of the last step, and of the validation after it."""
+    """The last of each number, of steps and validations."""
     stopped: Stopped
     """Why it ended."""
 
@@ -72,6 +71,7 @@ def train(
                     continue
                 if settings.save_every and policy.version % settings.save_every == 0:
                     saver.save()
+                saved = saver.taken_s()
                 started = time.perf_counter()
                 step = source.next()
                 if step is None:
@@ -81,9 +81,11 @@ def train(
                 with interrupts_deferred(), non_finite_batch_saved(run.path, step=policy.version + 1):
                     result = policy.step(step.microbatches, loss_fn)
                     source.stepped(policy.version)
-                    metrics = {**step.metrics, **result.metrics, "source_s": waited, "step_s": time.perf_counter() - started}
-                    writer.write(policy.version, metrics)
-                display.stepped(metrics)
+                    took = {"source_s": waited, "step_s": time.perf_counter() - started, **saved}
+                    found = {**step.metrics, **result.metrics, **took}
+                    writer.write(policy.version, found)
+                metrics |= found
+                display.stepped(found)
             if stopped in ("data", "max_steps") and checks.due(at_the_end=True):
                 metrics |= checks.run()
         finally:
@@ -98,6 +100,7 @@ class _Saver:
         self.policy, self.source, self.run, self.settings, self.watch = policy, source, run, settings, watch
         self.first = policy.version  # stands in the checkpoint it was loaded from, or is the model before training
         self._saved = self.first
+        self._took_s = 0.0
         before = run.checkpoint(self.first)
         if watch is not None and before.exists() and (state := _state(before).get(WATCH)):
             watch.load_state_dict(state)
@@ -108,12 +111,19 @@ class _Saver:
         version = self.policy.version
         if version == self._saved:
             return
+        started = time.perf_counter()
         directory = self.run.checkpoint(version)
         watched = {} if self.watch is None else {WATCH: self.watch.state_dict()}
         self.policy.save(directory, source_state={**self.source.state_dict(), **watched})
         self._saved = version
         self.run.keep_last(self.settings.keep_last)
+        self._took_s += time.perf_counter() - started
         log.info("saved %s", directory)
+
+    def taken_s(self) -> dict[str, float]:
+        """`save_s`: seconds of what was saved since the last call; nothing where nothing was."""
+        took, self._took_s = self._took_s, 0.0
+        return {"save_s": took} if took else {}
 
     def mark_best(self) -> None:
         """Let `checkpoints/best` lead to the checkpoint of the best version, where it is wanted and saved."""
@@ -159,8 +169,9 @@ class _Checks:
         saver, watch, version = self._saver, self._saver.watch, self._saver.policy.version
         assert self._validation is not None, "only then it is due"
         assert watch is not None, "it comes with the validation"
+        started = time.perf_counter()
         with non_finite_batch_saved(saver.run.path, step=version):
-            found = self._validation.run(saver.policy)
+            found = {**self._validation.run(saver.policy), "validation_s": time.perf_counter() - started}
         with interrupts_deferred():
             is_best = watch.note(found, version=version)
             self._writer.write(version, found)
@@ -199,32 +210,3 @@ def source_state(checkpoint: Path) -> dict[str, Any]:
 
 def _state(checkpoint: Path) -> dict[str, Any]:
     return orjson.loads((checkpoint / "trainer" / "state.json").read_bytes())["source"]
-
-
-@contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: weights, version, source and metrics change together or not at all."""
-    with noted(signal.SIGINT) as interrupted:
-        yield
-    if interrupted():
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def noted(number: signal.Signals) -> Iterator[Callable[[], bool]]:
-    """A function that tells whether the signal has come, which does nothing else meanwhile; no effect outside the main thread."""
-    came = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-
-    try:
-        before = signal.signal(number, note)
-    except ValueError:  # not the main thread, which alone gets signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(number, before)

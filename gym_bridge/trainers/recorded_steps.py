@@ -11,35 +11,20 @@ from gym_bridge.io.jsonl import parse_line, read_lines
 from gym_bridge.io.step_records import STEPS, read_step, recorded_steps
 from gym_bridge.schemas.seams import TrainStep
 from gym_bridge.schemas.settings import GRPOSettings
+from gym_bridge.trainers.counted_steps import CountedSteps
 
 
-class RecordedSteps:
+class RecordedSteps(CountedSteps):
     """A `StepSource` of the recorded steps of a run, from its first update to the last that it made."""
 
     def __init__(self, run: Path):
         """Raises ConfigError for a run without records, or with a gap in them."""
+        super().__init__(_num_steps(run))
         self.directory = run / STEPS
-        self.total_steps = _num_steps(run)
-        self._step = 0
 
     def next(self) -> TrainStep | None:
         """The next recorded step; None after the last. Raises DataError for a damaged record."""
         return None if self._step >= self.total_steps else read_step(self.directory, self._step + 1)
-
-    def stepped(self, version: int) -> None:
-        """The step was taken."""
-        self._step += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Steps taken."""
-        return {"step": self._step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the last step of `state`."""
-        self._step = int(state["step"])
-
-    def close(self) -> None:
-        """Nothing runs in the background."""
 
 
 def recorded_identity(run: Path) -> dict[str, Any]:

@@ -59,13 +59,14 @@ class RewardModelSource(EpochSource):
 
     counted = "num_pairs"
 
-    def __init__(self, pairs: Dataset, settings: RewardModelSettings, *, pad_id: int | None):
+    def __init__(self, pairs: Dataset, settings: RewardModelSettings, *, pad_id: int | None, num_shares: int = 1):
         super().__init__(
             pairs.with_units(read_at_the_end(pairs.units, pad_id)),
             batch_size=settings.algorithm.batch_size,
             epochs=settings.algorithm.epochs,
             seed=settings.trainer.seed,
             policy=settings.policy,
+            num_shares=num_shares,
         )
 
 

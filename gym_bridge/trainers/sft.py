@@ -74,11 +74,12 @@ def sft_reader(settings: SFTData, renderer: Renderer) -> SampleReader:
 class SFTSource(EpochSource):
     """Steps over the samples."""
 
-    def __init__(self, data: Dataset, settings: SFTSettings):
+    def __init__(self, data: Dataset, settings: SFTSettings, *, num_shares: int = 1):
         super().__init__(
             data,
             batch_size=settings.algorithm.batch_size,
             epochs=settings.algorithm.epochs,
             seed=settings.trainer.seed,
             policy=settings.policy,
+            num_shares=num_shares,
         )

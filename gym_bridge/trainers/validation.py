@@ -14,13 +14,22 @@ class Validation:
     into microbatches. `loss_fn` must depend on nothing but its arguments, or a resumed run gives other numbers.
     """
 
-    def __init__(self, sets: Mapping[str, Sequence[Unit]], loss_fn: LossFn, *, microbatch_tokens: int, share_prefixes: bool):
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[Unit]],
+        loss_fn: LossFn,
+        *,
+        microbatch_tokens: int,
+        share_prefixes: bool,
+        num_shares: int = 1,
+    ):
         self.loss_fn = loss_fn
         self._sets = {
             name: plan_microbatches(
                 sorted(units, key=lambda unit: unit[0].token_ids.tolist()),
                 max_tokens=microbatch_tokens,
                 share_prefixes=share_prefixes,
+                multiple_of=num_shares,
             )
             for name, units in sets.items()
         }

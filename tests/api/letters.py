@@ -58,6 +58,8 @@ class Turns(StepwiseServer[Task, Talk]):
     """Three turns, each of which earns its share of vowels."""
 
     Task = Task
+    said = "Say more"
+    """Between them."""
 
     @classmethod
     def make_tasks(cls, knobs, *, num_tasks, seed, split):
@@ -69,4 +71,10 @@ class Turns(StepwiseServer[Task, Talk]):
     async def step(self, task: Task, response, session: Talk) -> Step:
         session.num_turns += 1
         reward = share(response.final_text, "aeiou")
-        return Step(reward=reward, observation="Say more", terminated=session.num_turns == 3)
+        return Step(reward=reward, observation=self.said, terminated=session.num_turns == 3)
+
+
+class Verbose(Turns):
+    """Says two megabytes where a word would do."""
+
+    said = "Say more. " * 200_000

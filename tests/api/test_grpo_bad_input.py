@@ -6,10 +6,13 @@ import threading
 import time
 
 import pytest
+import torch
 
 from gym_bridge.errors import ConfigError, ServerError
 from gym_bridge.io.jsonl import write_jsonl
+from gym_bridge.policy.samplers.local import LocalSampler
 from gym_bridge.resource_servers.process import ServerProcess
+from gym_bridge.schemas.tokens import Completion
 from tests.api.grpo_stage import LETTERS, rows, run, steps
 
 
@@ -67,6 +70,40 @@ def test_a_server_that_stays_away_stops_the_training_which_goes_on_later(tiny_ll
         again[0].__exit__(None, None, None)
     assert result.steps > before
     assert [one["step"] for one in steps(tmp_path / "run")] == list(range(1, result.steps + 1))
+
+
+def test_megabytes_from_an_environment_end_their_rollouts_whose_turns_before_train(tiny_llama, tmp_path, tasks):
+    result = run(tiny_llama, tmp_path / "run", f"data.train={tasks}", f"env.server={LETTERS}:Verbose")
+    assert result.steps == 2
+    for one in steps(tmp_path / "run"):
+        assert (one["num_turns"], one["truncated"], one["num_failed"]) == (1.0, 1.0, 0)
+        assert one["gap"] == pytest.approx(1.0, abs=1e-4)
+
+
+class SilentSampler(LocalSampler):
+    """Answers every other rollout with nothing but the token that ends a turn, at its true log-prob."""
+
+    def __init__(self, policy, settings, **options):
+        super().__init__(policy.module, max_batch=settings.max_batch, version=policy.version)
+
+    async def sample(self, prompt_ids, params, *, key):
+        if key.rollout_index % 2:
+            return await super().sample(prompt_ids, params, key=key)
+        ended = params.stop_token_ids[0]
+        with torch.no_grad():
+            logits = self.module(torch.tensor([list(prompt_ids)])).logits[0, -1]
+        logprob = float(logits.float().log_softmax(-1)[ended])
+        return Completion(ids=(ended,), logprobs=(logprob,), finish_reason="stop", policy_version=self.version)
+
+
+def test_an_empty_completion_is_an_answer_of_one_token_and_trains(tiny_llama, tmp_path, tasks):
+    chosen = [f"data.train={tasks}", f"sampler.kind={__name__}:SilentSampler"]
+    assert run(tiny_llama, tmp_path / "run", *chosen).steps == 2
+    for one in steps(tmp_path / "run"):
+        assert (one["completion_tokens_min"], one["num_failed"], one["num_trained_tokens"]) == (1, 0, 8 * one["completion_tokens"])
+        assert one["gap"] == pytest.approx(1.0, abs=1e-4)
+    texts = [row["response"]["output"][0]["content"][0]["text"] for row in rows(tmp_path / "run" / "rollouts.jsonl")]
+    assert "" in texts
 
 
 def test_a_policy_without_a_chat_template_is_told_of_renderers(tiny_llama, tmp_path, tasks):

@@ -111,6 +111,7 @@ def test_later_configs_win(gym_bridge, tmp_path: Path):
         ),
         (["dpo", "data.train=x", "algorithm.label_smoothing=0.5"], "algorithm.label_smoothing=0.5: Input should be less than 0.5"),
         (["dpo", "--config", "rlvr/tiny", "data.train=x"], "rlvr/tiny is a config for train grpo, not for train dpo"),
+        (["sft", "data.train=x", "data.validation=y"], "data.validation: expected {NAME: FILE}"),
         (["sft", "data.train=x", "--dryrun"], "No such option '--dryrun'"),
     ],
 )

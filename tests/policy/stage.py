@@ -1,5 +1,7 @@
 """A policy over a tiny model, losses for it, and what its steps leave behind."""
 
+from pathlib import Path
+
 import torch
 
 from gym_bridge.algorithms.losses import negative_log_likelihood
@@ -8,10 +10,11 @@ from gym_bridge.schemas.seams import Loss
 from gym_bridge.schemas.settings import PolicySettings
 
 
-def open_policy(directory, *, head="lm", total_steps=None, **settings):
-    """A policy in float32 unless told otherwise."""
-    chosen = PolicySettings(**{"compute_dtype": "float32", "lr": 1e-3, **settings})
-    return TorchPolicy(directory, chosen, head=head, total_steps=total_steps)
+def open_policy(directory, *, head="lm", total_steps=None, placement=None, **settings):
+    """A policy in float32 unless told otherwise, in float64 too, which users do not have."""
+    exact = {name: settings.pop(name) for name in ("compute_dtype", "master_dtype") if settings.get(name) == "float64"}
+    chosen = PolicySettings(**{"compute_dtype": "float32", "lr": 1e-3, **settings}).model_copy(update=exact)
+    return TorchPolicy(Path(directory), chosen, head=head, total_steps=total_steps, placement=placement)
 
 
 def mean_nll(logprobs, columns):

@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from gym_bridge.errors import PolicyError
 from gym_bridge.policy.loading import load_module
-from gym_bridge.policy.samplers import batch_cache
+from gym_bridge.policy.samplers import rows
 from gym_bridge.policy.samplers.generation import Request, _draw, generate, uniforms
+from gym_bridge.policy.samplers.token_tree import TokenTree
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.settings import PolicySettings
 from gym_bridge.schemas.tokens import SampleKey, SamplingParams, TrainingSequence
@@ -32,12 +33,12 @@ def module(tiny_model):
     return load_module(tiny_model, device=torch.device("cpu"))
 
 
-def sampled(module, prompts, *, first_key=0, **params):
+def sampled(module, prompts, *, first_key=0, tree=None, **params):
     requests = [
         Request(prompt, SamplingParams(**{"max_tokens": 12, **params}), SampleKey(0, first_key + index, 0, 0))
         for index, prompt in enumerate(prompts)
     ]
-    generate(module, requests)
+    generate(tree or TokenTree(module), requests)
     return [one.completion(0) for one in requests]
 
 
@@ -63,7 +64,8 @@ def test_reported_logprobs_are_those_that_the_trainer_computes(tiny_model, modul
 
 @pytest.mark.parametrize("name", ["mistral with a window", "gemma2", "gemma3", "gpt-oss"])
 def test_a_window_counts_no_padding_and_no_ended_row(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(batch_cache, "ROOM", 3)  # so that buffers are outgrown
+    monkeypatch.setattr(rows, "ROOM", 3)  # so that buffers are outgrown
+    monkeypatch.setattr(rows, "LEAST_SHARED", 1)
     module = load_module(write_model(tmp_path, FAMILIES[name]), device=torch.device("cpu"))
     prompts = [*PROMPTS[7:], tuple(range(40, 60))] * 3
     completions = sampled(module, prompts, stop_token_ids=tuple(range(0, 5003, 15)), max_tokens=24)
@@ -95,7 +97,7 @@ def test_logits_that_are_not_finite_are_an_error(tiny_llama):
 
 def test_a_model_that_keeps_a_state_is_refused(tmp_path):
     module = load_module(write_model(tmp_path, REFUSED["layers of conv"]), device=torch.device("cpu"))
-    with pytest.raises(PolicyError, match="the in-process sampler cannot batch LinearAttentionLayer of Lfm2ForCausalLM"):
+    with pytest.raises(PolicyError, match="the in-process sampler cannot batch layers of conv of Lfm2ForCausalLM"):
         sampled(module, [(5, 8)])
 
 
@@ -132,7 +134,7 @@ def test_a_stop_token_ends_a_row_and_stays_in_it(module):
 def test_every_row_has_a_limit_of_its_own(module):
     limits = (1, 5, 2, 9)
     requests = [Request((5, 8), SamplingParams(max_tokens=limit), SampleKey(0, 0, index, 0)) for index, limit in enumerate(limits)]
-    generate(module, requests)
+    generate(TokenTree(module), requests)
     assert [len(one.ids) for one in requests] == [1, 5, 2, 9]
 
 
@@ -153,7 +155,7 @@ def test_rows_of_different_temperature_share_a_batch(module):
     greedy, warm = (
         Request((5, 8), SamplingParams(max_tokens=8, temperature=t), SampleKey(0, 0, i, 0)) for i, t in enumerate((0.0, 1.0))
     )
-    generate(module, [greedy, warm])
+    generate(TokenTree(module), [greedy, warm])
     assert greedy.completion(0).ids == sampled(module, [(5, 8)], temperature=0.0, max_tokens=8)[0].ids
     assert greedy.ids != warm.ids
 

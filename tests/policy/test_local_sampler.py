@@ -10,6 +10,7 @@ from gym_bridge.api.models import model_directory
 from gym_bridge.errors import ContextOverflowError, PolicyError
 from gym_bridge.policy.loading import load_module
 from gym_bridge.policy.samplers import local
+from gym_bridge.policy.samplers.generation import generate
 from gym_bridge.policy.samplers.local import LocalSampler, local_sampler
 from gym_bridge.rollouts.models.sampled import SampledEndpoint
 from gym_bridge.schemas.rollouts import RolloutKey
@@ -52,6 +53,26 @@ def test_a_completion_carries_the_version_that_was_pushed(module):
         assert ask(sampler, [(5,)])[0].policy_version == 7
 
 
+def test_what_was_computed_is_kept_while_rollouts_are_in_flight_and_weights_stay(module):
+    computed = []
+    hook = module.get_input_embeddings().register_forward_hook(lambda _, args, __: computed.append(args[0].numel()))
+
+    def prompt_tokens():
+        computed.clear()
+        ask(sampler, [tuple(range(90))])
+        return computed[0]
+
+    with closing(LocalSampler(module)) as sampler:
+        sampler.expect(1)
+        assert [prompt_tokens(), prompt_tokens()] == [90, 1]
+        sampler.expect(0)  # nobody goes on
+        sampler.expect(1)
+        assert [prompt_tokens(), prompt_tokens()] == [90, 1]
+        sampler.push([], 1)
+        assert prompt_tokens() == 90
+    hook.remove()
+
+
 def test_a_completion_ends_with_the_context_and_a_prompt_that_fills_it_is_an_overflow(module):
     with closing(LocalSampler(module)) as sampler:
         fits, cut, full = ask(sampler, [(5,) * 506, (5,) * 509, (5,) * 512])
@@ -59,6 +80,30 @@ def test_a_completion_ends_with_the_context_and_a_prompt_that_fills_it_is_an_ove
     assert (len(cut.ids), cut.finish_reason) == (3, "length")
     assert isinstance(full, ContextOverflowError)
     assert str(full) == "a prompt of 512 tokens fills the model's context of 512"
+
+
+def test_nothing_is_kept_for_rollouts_that_ended_while_a_batch_was_under_way(module, monkeypatch):
+    computed, sampled, told = [], threading.Event(), threading.Event()
+
+    def held(tree, requests):
+        generate(tree, requests)
+        sampled.set()
+        assert told.wait(30)
+
+    monkeypatch.setattr(local, "generate", held)
+    with closing(LocalSampler(module)) as sampler:
+        sampler.expect(1)
+        first = threading.Thread(target=ask, args=(sampler, [tuple(range(90))]))
+        first.start()
+        assert sampled.wait(30)
+        sampler.expect(0)
+        sampler.expect(1)
+        told.set()
+        first.join()
+        hook = module.get_input_embeddings().register_forward_hook(lambda _, args, __: computed.append(args[0].numel()))
+        ask(sampler, [tuple(range(90))])
+        hook.remove()
+    assert computed[0] == 90
 
 
 @pytest.mark.parametrize(("setting", "value"), [("top_p", 0.9), ("top_k", 20)])

@@ -163,6 +163,20 @@ def test_units_that_begin_alike_stay_together_however_they_are_mixed(training_se
     assert assign_units(mixed, max_tokens=9) == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "num_shares", "count"), [([4] * 8, 2, 2), ([4] * 9, 4, 4), ([40, 4, 4, 4], 3, 3), ([9, 9], 4, 2)]
+)
+def test_each_of_several_processes_gets_as_many_microbatches_where_there_are_enough_sequences(
+    training_sequence, lengths, num_shares, count
+):
+    units = [(training_sequence("p" * (length - 1) + "T", [10 + index] * length),) for index, length in enumerate(lengths)]
+    plan = plan_microbatches(units, max_tokens=1024, multiple_of=num_shares)
+    assert len(plan) == count
+    assert sorted(len(one.token_ids) for part in plan for one in part) == sorted(lengths)
+    sizes = [sum(len(one.token_ids) for one in part) for part in plan]
+    assert max(sizes) <= max(max(lengths), 1.5 * sum(lengths) / count)
+
+
 def test_a_plan_does_not_depend_on_anything_but_the_units(training_sequence):
     some = plain(training_sequence, *[20, 30, 20, 30, 25] * 6)
     assert assign_units(some, max_tokens=100) == assign_units(list(some), max_tokens=100)

@@ -13,13 +13,9 @@ from gym_bridge.rollouts.models.loop_connections import LoopConnections
 from gym_bridge.rollouts.models.model_http import EndpointError, ModelHttp
 from gym_bridge.rollouts.models.replicas import home_of
 from gym_bridge.rollouts.models.vllm_replicas import VLLMReplicas
-from gym_bridge.rollouts.models.vllm_sampler import seed_of
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 from tests.rollouts.model_stage import Answer, ModelServer, answer, model_server
-
-PROMPT = (7, 8, 9)
-KEY = SampleKey(11, 4, 2, 1)
-PLAIN = SamplingParams(max_tokens=6, stop_token_ids=(2,))
+from tests.rollouts.vllm_stage import KEY, PLAIN, PROMPT, SENT
 
 
 def generated(*versions: str, logprobs: Sequence[float] = (-0.5, -0.25), reason: str = "stop", prompt: Any = PROMPT) -> Answer:
@@ -109,21 +105,7 @@ def test_all_that_decides_a_draw_is_sent():
         {
             "token_ids": [7, 8, 9],
             "return_token_ids": True,
-            "sampling_params": {
-                "max_tokens": 6,
-                "temperature": 1.0,
-                "top_p": 1.0,
-                "top_k": 0,
-                "min_p": 0.0,
-                "repetition_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
-                "seed": seed_of(KEY),
-                "stop_token_ids": [2],
-                "n": 1,
-                "logprobs": 0,
-                "detokenize": False,
-            },
+            "sampling_params": {**SENT, "detokenize": False},
         }
     ]
 

@@ -10,10 +10,8 @@ from gym_bridge.rollouts.models.model_http import EndpointError, ModelHttp
 from gym_bridge.rollouts.models.vllm_sampler import VLLMSampler, seed_of
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 from tests.rollouts.model_stage import Answer, ModelServer, answer, client, model_server
+from tests.rollouts.vllm_stage import KEY, PLAIN, PROMPT, SENT
 
-PROMPT = (7, 8, 9)
-KEY = SampleKey(11, 4, 2, 1)
-PLAIN = SamplingParams(max_tokens=6, stop_token_ids=(2,))
 CUT = SamplingParams(max_tokens=6, temperature=0.7)
 
 
@@ -59,18 +57,7 @@ def test_every_setting_of_the_distribution_is_sent_so_that_none_comes_from_the_s
         {
             "model": "org/m",
             "prompt": [7, 8, 9],
-            "max_tokens": 6,
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "seed": seed_of(KEY),
-            "stop_token_ids": [2],
-            "n": 1,
-            "logprobs": 0,
+            **SENT,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "add_special_tokens": False,

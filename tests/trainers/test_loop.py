@@ -1,5 +1,6 @@
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,19 @@ def test_it_stops_at_max_steps(play, tmp_path, sequence):
 def test_it_saves_every_so_many_steps_and_keeps_the_last(play, tmp_path, sequence):
     play(Repeated(sequence, num_steps=7), save_every=2, keep_last=3)
     assert checkpoints(tmp_path) == ["step_00000004", "step_00000006", "step_00000007"]
+
+
+def test_the_seconds_of_a_checkpoint_stand_with_the_step_after_it(play, tmp_path, sequence):
+    play(Repeated(sequence, num_steps=5), save_every=2)
+    assert [line["step"] for line in metrics(tmp_path) if line.get("save_s", 0) > 0] == [3, 5]
+
+
+def test_numbers_that_only_some_steps_tell_are_in_the_result(play, tmp_path, sequence):
+    source = Repeated(sequence, num_steps=3)
+    told = iter([{"reward": 0.5}, {}, {}])
+    given = source.next
+    source.next = lambda: None if (step := given()) is None else replace(step, metrics=next(told))
+    assert play(source).metrics["reward"] == 0.5
 
 
 def test_a_run_without_a_step_saves_nothing(play, tmp_path, sequence):

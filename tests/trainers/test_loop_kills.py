@@ -12,7 +12,8 @@ from tests.trainers.loop_stage import metrics
 pytestmark = pytest.mark.slow
 
 NUM_KILLS = 6
-TIMED = {"train_s", "source_s", "step_s", "trained_tokens_per_s", "tokens_per_s", "mfu", "peak_memory_gib"}
+SECONDS = {"train_s", "source_s", "step_s", "save_s", "validation_s"}
+TIMED = SECONDS | {"trained_tokens_per_s", "tokens_per_s", "mfu", "peak_memory_gib"}
 
 
 def trained(model: Path, run: Path, *, seed: int = 0, num_kills: int = 0) -> int:

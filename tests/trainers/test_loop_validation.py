@@ -55,6 +55,7 @@ def test_it_validates_before_the_first_step_every_so_many_and_after_the_last(pla
     assert [line["step"] for line in metrics(run) if "grad_norm" in line] == [1, 2, 3, 4, 5]
     assert result.metrics[f"{HELD_OUT}accuracy"] == -1.0
     assert result.metrics["given"] == 1.0  # those of the step are there too
+    assert all(line["validation_s"] >= 0 for line in metrics(run) if f"{HELD_OUT}loss" in line)
 
 
 def test_a_finished_run_started_again_validates_nothing_anew(play, run):

@@ -1,6 +1,7 @@
 """Batched generation with a Hugging Face decoder. B = rows of the batch, V = vocabulary.
 
-Equal prompts, such as a group's, are computed once and copied in the cache. Rows that have ended leave the batch.
+What prompts begin with in common is computed once, and so is a rollout's history: its next turn goes on from the one before. Rows
+that have ended leave the batch.
 """
 
 import hashlib
@@ -11,11 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
 
 from gym_bridge.errors import PolicyError
-from gym_bridge.policy.samplers.batch_cache import joined
-from gym_bridge.policy.samplers.prefill import prefill
+from gym_bridge.policy.samplers.rows import GrowingRows
+from gym_bridge.policy.samplers.token_tree import TokenTree
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 
 VOCABULARY_BLOCK = 256  # inverse-CDF sampling first picks a block of this many tokens, then a token in it
@@ -58,52 +58,42 @@ def uniforms(key: SampleKey, count: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def generate(module: PreTrainedModel, requests: Sequence[Request]) -> None:
-    """Sample all `requests` to their end, in place. Raises PolicyError when the model's logits are not finite."""
-    batch = _Batch(module, requests)
-    while batch.rows:
-        tokens = batch.sample()
-        batch.drop_ended()
-        if batch.rows:
-            batch.advance(tokens)
+def generate(tree: TokenTree, requests: Sequence[Request]) -> None:
+    """Sample all `requests` to their end, in place. Raises PolicyError when the model's logits are not finite.
+
+    `tree` keeps what was computed, for requests that go on from these.
+    """
+    try:
+        batch = _Batch(tree, requests)
+        while batch.rows:
+            tokens = batch.sample()
+            batch.drop_ended()
+            if batch.rows:
+                batch.advance(tokens)
+    except BaseException:
+        tree.clear()  # nodes may lack their states
+        raise
+    tree.trim()
 
 
 class _Batch:
-    """The rows still being sampled, their cache, and the logits of their next token."""
+    """The rows still being sampled, their states, and the logits of their next token."""
 
-    def __init__(self, module: PreTrainedModel, requests: Sequence[Request]):
-        self.module, self.device = module, next(module.parameters()).device
-        self.rows = list(requests)
-        self.num_drawn = 0
+    def __init__(self, tree: TokenTree, requests: Sequence[Request]):
+        prompts = list(dict.fromkeys(tuple(one.prompt_ids) for one in requests))
+        ends, logits = tree.ends(prompts)
+        places = {prompt: (end.place, index) for index, (prompt, end) in enumerate(zip(prompts, ends, strict=True))}
+        self.rows = sorted(requests, key=lambda one: places[tuple(one.prompt_ids)])
+        which = [places[tuple(one.prompt_ids)][1] for one in self.rows]
+        self.states = GrowingRows(tree, [ends[one] for one in which])
+        self.logits = logits[which]
+        self.device, self.num_drawn = tree.device, 0
         most = max(one.params.max_tokens for one in requests)
         noise = np.zeros((len(requests), most))
-        for row, one in zip(noise, requests, strict=True):
+        for row, one in zip(noise, self.rows, strict=True):
             row[: one.params.max_tokens] = uniforms(one.key, one.params.max_tokens)
         self.noise = torch.from_numpy(noise).to(self.device)  # [B, most]
-        self.temperatures = torch.tensor([one.params.temperature for one in requests], device=self.device)
-        self._prefill(most)
-
-    def _prefill(self, most: int) -> None:
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, one in enumerate(self.rows):
-            places.setdefault(tuple(one.prompt_ids), []).append(place)
-        self.width = max(map(len, places))
-        self.mask = torch.zeros((len(self.rows), self.width + most), dtype=torch.long, device=self.device)
-        parts: list[tuple[DynamicCache, list[int]]] = []
-        logits: list[Tensor] = []
-        for part in prefill(self.module, list(places)):
-            rows = [place for one in part.prompts for place in places[one]]
-            which = [index for index, one in enumerate(part.prompts) for _ in places[one]]
-            index = torch.tensor(which, device=self.device)
-            part.cache.batch_select_indices(index)
-            parts.append((part.cache, rows))
-            logits.append(part.logits[index])
-            self.mask[rows, self.width - len(part.prompts[0]) :] = 1
-        order = torch.tensor([place for _, rows in parts for place in rows], device=self.device)
-        self.cache = joined(parts, length=self.width)
-        self.logits = torch.cat(logits)[order.argsort()]
-        self.padded = not bool(self.mask.all())
-        self.positions = self.mask[:, : self.width].sum(dim=1, keepdim=True) - 1
+        self.temperatures = torch.tensor([one.params.temperature for one in self.rows], device=self.device)
 
     def sample(self) -> Tensor:
         """Draw the next token [B] of every row and give it to its request."""
@@ -120,24 +110,26 @@ class _Batch:
         """Note which rows go on; none when all have ended."""
         self.alive = [index for index, row in enumerate(self.rows) if not row.ended]
         if not self.alive:
+            self._keep()
             self.rows = []
 
     def advance(self, tokens: Tensor) -> None:
         """Feed the drawn tokens [B]; `logits` then belong to the token after them. Cuts ended rows once enough have gathered."""
         if len(self.alive) < KEEP_ROWS * len(self.rows):
+            self._keep()
             tokens = self._cut(tokens)
-        self.positions = self.positions + 1
-        mask = self.mask[:, : self.width + self.num_drawn] if self.padded else None
-        output = self.module(
-            input_ids=tokens[:, None], attention_mask=mask, position_ids=self.positions, past_key_values=self.cache
-        )
-        self.logits = output.logits[:, -1].float()
+        self.logits = self.states.step(tokens)
+
+    def _keep(self) -> None:
+        """Whoever asked for an ended row may go on from it."""
+        for index, row in enumerate(self.rows):
+            if row.ended and row.ids:
+                self.states.keep(index, (*row.prompt_ids, *row.ids))
 
     def _cut(self, tokens: Tensor) -> Tensor:
         index = torch.tensor(self.alive, device=self.device)
         self.rows = [self.rows[one] for one in self.alive]
-        self.cache.batch_select_indices(index)
-        self.mask, self.positions = self.mask[index], self.positions[index]
+        self.states.cut(self.alive)
         self.noise, self.temperatures = self.noise[index], self.temperatures[index]
         return tokens[index]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +15,13 @@ from transformers import PreTrainedModel
 from gym_bridge.errors import ContextOverflowError, PolicyError
 from gym_bridge.policy.master_weights import own_copy
 from gym_bridge.policy.samplers.generation import Request, generate
+from gym_bridge.policy.samplers.token_tree import TokenTree
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.settings import SamplerSettings
 from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
+
+if TYPE_CHECKING:
+    from gym_bridge.policy.parallel_policy import ParallelPolicy
 
 QUIET_S = 0.02  # a batch starts when no request has come for so long
 
@@ -57,9 +62,11 @@ class LocalSampler:
         self.module, self.max_batch, self.lockstep, self.owns_weights = module, max_batch, lockstep, owns_weights
         self.version = version
         self.context_length = int(module.config.max_position_embeddings)
+        self._tree = TokenTree(module)  # the thread's while it samples
         self._changed = threading.Condition()  # guards all below
         self._waiting: list[_Waiting] = []
         self._in_flight = 0
+        self._deserted = False  # `expect` was told that nothing is in flight, and what is kept is to be cleared
         self._pushing = self._sampling = self._closed = False
         self._thread = threading.Thread(target=self._run, name="local-sampler", daemon=True)
         self._thread.start()
@@ -98,7 +105,8 @@ class LocalSampler:
         """
         with self._changed:
             self._in_flight = num_in_flight
-            self._changed.notify_all()
+            self._deserted |= num_in_flight == 0
+            self._note_change()
 
     def push(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """New completions are sampled with these weights and carry `version`; those under way are sampled to their end first.
@@ -110,6 +118,7 @@ class LocalSampler:
             if self.owns_weights:
                 copy_weights(weights, self.module)
             self.version = version
+            self._tree.clear()
 
     def ensure(self, version: int) -> None:
         """Nothing to do: what `push` has brought cannot get lost in one process."""
@@ -140,7 +149,14 @@ class LocalSampler:
                 self._sample(requests[first : first + self.max_batch])
             with self._changed:
                 self._sampling = False
-                self._changed.notify_all()
+                self._note_change()
+
+    def _note_change(self) -> None:
+        """Something has changed; nothing is kept for rollouts that are over, since what follows may need the memory."""
+        if self._deserted and not self._sampling:
+            self._tree.clear()
+            self._deserted = self._in_flight == 0
+        self._changed.notify_all()
 
     def _next_requests(self) -> list[_Waiting]:
         """What is to be sampled now, in the order of keys; nothing once the sampler is closed and nobody waits."""
@@ -167,7 +183,7 @@ class LocalSampler:
 
     def _sample(self, batch: list[_Waiting]) -> None:
         try:
-            generate(self.module, [one.request for one in batch])
+            generate(self._tree, [one.request for one in batch])
         except Exception as error:  # the door of one worker: whatever broke the batch reaches each of its callers
             told = "" if isinstance(error, PolicyError) else f"{type(error).__name__}: "
             failure = PolicyError(f"sampling failed: {told}{error}")
@@ -204,17 +220,16 @@ def copy_weights(weights: Iterable[tuple[str, Tensor]], module: PreTrainedModel)
 
 
 def local_sampler(
-    policy: TorchPolicy, settings: SamplerSettings, *, overlaps: bool = False, run: Path | None = None
+    policy: "TorchPolicy | ParallelPolicy", settings: SamplerSettings, *, overlaps: bool = False, run: Path | None = None
 ) -> LocalSampler:
     """The sampler of the policy's own module; of a copy with adapters merged, in the compute dtype, where sampling overlaps with
-    the policy's steps. Nothing is written to the directory of the `run`."""
-    module = _own_module(policy) if overlaps else policy.module
-    return LocalSampler(
-        module, max_batch=settings.max_batch, lockstep=settings.lockstep, owns_weights=overlaps, version=policy.version
-    )
+    the policy's steps, and where the policy lies in shards. Nothing is written to the directory of the `run`."""
+    owns = overlaps or getattr(policy, "in_shards", False)  # a backend of the user's own may not say
+    module = _own_module(policy) if owns else policy.module
+    return LocalSampler(module, max_batch=settings.max_batch, lockstep=settings.lockstep, owns_weights=owns, version=policy.version)
 
 
-def _own_module(policy: TorchPolicy) -> PreTrainedModel:
+def _own_module(policy: "TorchPolicy | ParallelPolicy") -> PreTrainedModel:
     module = policy.family.load(policy.directory, device=policy.device, head="lm")
     for param in module.parameters():
         param.data = own_copy(param, policy.compute_dtype)

@@ -71,12 +71,6 @@ def _response(body: Mapping[str, Any], output: list[Item], usage: Usage, reason:
         "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
         "tool_choice": body.get("tool_choice") or "auto",
         "tools": [{"parameters": None, "strict": None, **tool} for tool in body.get("tools") or ()],
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-            "output_tokens": usage.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.input_tokens + usage.output_tokens,
-        },
+        "usage": usage.as_response(),
         **{name: body[name] for name in ECHOED if body.get(name) is not None},
     }

@@ -1,0 +1,36 @@
+"""The processes of one training, as torchrun tells of them in the environment. Imports no torch."""
+
+import os
+from dataclasses import dataclass
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """This process among the others."""
+
+    index: int
+    size: int
+    local_index: int
+    """Among those of this machine: the number of its GPU."""
+
+    @property
+    def leads(self) -> bool:
+        """True in the process that reads data, plays, decides and writes; the others do what it asks of all."""
+        return self.index == 0
+
+
+def num_launched() -> int:
+    """Processes of this training."""
+    started = launched()
+    return 1 if started is None else started.size
+
+
+def launched() -> Launched | None:
+    """What torchrun says of this process; None where it was started alone."""
+    if not all(name in os.environ for name in VARIABLES):
+        return None
+    return Launched(
+        **{name: int(os.environ[variable]) for name, variable in zip(("index", "size", "local_index"), VARIABLES, strict=False)}
+    )

@@ -1,0 +1,31 @@
+import pytest
+
+from gym_bridge.schemas.launched import VARIABLES, Launched, launched, num_launched
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def given(values):
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return given
+
+
+def test_torchruns_variables_tell_the_place_among_all_processes(environment):
+    environment(TORCHRUN)
+    assert launched() == Launched(index=3, size=8, local_index=1)
+    assert num_launched() == 8
+    environment({**TORCHRUN, "RANK": "0"})
+    assert [one.leads for one in (launched(), Launched(index=3, size=8, local_index=1))] == [True, False]
+
+
+@pytest.mark.parametrize("missing", VARIABLES)
+def test_without_all_of_them_the_process_is_alone(environment, missing):
+    environment({name: value for name, value in TORCHRUN.items() if name != missing})
+    assert launched() is None
+    assert num_launched() == 1
