@@ -10,7 +10,7 @@ from gym_bridge.api.runs import Begun, begin, open_backend, renderer_of
 from gym_bridge.errors import PolicyError, missing_extra
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.progress import Progress
-from gym_bridge.schemas.launched import num_launched
+from gym_bridge.schemas.launched import num_shares
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
     Of the processes that torchrun starts the first one does so, with the weights in shards over all; every one returns the result.
     Raises ConfigError for wrong settings or data, PolicyError when training fails, ServerError when a server is gone.
     """
+    num_shares(settings.policy.tensor_parallel_size)  # refused before anything is read
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -134,7 +135,7 @@ def _validation(sets: "Mapping[str, Sequence[Unit]]", loss_fn: "LossFn", setting
         loss_fn,
         microbatch_tokens=policy.microbatch_tokens,
         share_prefixes=policy.prefix_sharing,
-        num_shares=num_launched(),
+        num_shares=num_shares(settings.policy.tensor_parallel_size),
     )
 
 
@@ -143,7 +144,7 @@ def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
 
     loss_fn, model = sft_loss(settings.algorithm), model_directory(settings.policy.model)
     data = _load_data(settings, sft_reader(settings.data, renderer_of(settings.policy, model)), model)
-    source = SFTSource(data.train, settings, num_shares=num_launched())
+    source = SFTSource(data.train, settings, num_shares=num_shares(settings.policy.tensor_parallel_size))
     validation = _validation(data.validation, loss_fn, settings)
     begun = begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data))
     return _train_epochs("train sft", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)
@@ -168,7 +169,14 @@ def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
             sequences, directory=begun.run.path / "ref_logprobs", model=reference, compute=policy.reference_logprobs
         )
 
-    source = DPOSource(data.train, settings, refer=refer, logprobs=policy.logprobs, baseline=baseline, num_shares=num_launched())
+    source = DPOSource(
+        data.train,
+        settings,
+        refer=refer,
+        logprobs=policy.logprobs,
+        baseline=baseline,
+        num_shares=num_shares(settings.policy.tensor_parallel_size),
+    )
     held_out = data.validation
     if settings.algorithm.loss not in WITHOUT_REFERENCE:
         held_out = {name: with_reference(pairs, refer) for name, pairs in held_out.items()}
@@ -186,7 +194,7 @@ def _train_reward_model(settings: RewardModelSettings, *, quiet: bool) -> "Train
     opened = partial(open_backend, settings.policy, model, total_steps=total_steps, head="scalar")
     begun = begin(settings, model, digests=data.digests, total_steps=total_steps, open_policy=opened)
     pad_id = padding_id(model)
-    source = RewardModelSource(data.train, settings, pad_id=pad_id, num_shares=num_launched())
+    source = RewardModelSource(data.train, settings, pad_id=pad_id, num_shares=num_shares(settings.policy.tensor_parallel_size))
     held_out = {name: read_at_the_end(pairs, pad_id) for name, pairs in data.validation.items()}
     validation = _validation(held_out, loss_fn, settings)
     return _train_epochs("train rm", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)

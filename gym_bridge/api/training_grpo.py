@@ -12,7 +12,7 @@ from gym_bridge.api.stored_rollouts import replayed_steps, stored_digests, store
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.metrics import MetricsWriter
 from gym_bridge.io.progress import Progress
-from gym_bridge.schemas.launched import num_launched
+from gym_bridge.schemas.launched import num_shares
 from gym_bridge.schemas.settings import GRPOSettings
 from gym_bridge.tokens.tokenizer import digest_tokenizer
 
@@ -56,7 +56,7 @@ def train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
             environments=[one.name for one in environments],
             weights=weights,
             ensure=ensure,
-            num_shares=num_launched(),
+            num_shares=num_shares(settings.policy.tensor_parallel_size),
             alarms=alarms,
         )
         stack.enter_context(closing(source))

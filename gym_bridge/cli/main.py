@@ -1,6 +1,7 @@
 """`gym-bridge`: finds the verb, runs it, and turns errors into one line and an exit code."""
 
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -11,6 +12,7 @@ from types import FrameType
 import click
 
 from gym_bridge.errors import GymBridgeError, nearest
+from gym_bridge.schemas.launched import launched
 from gym_bridge.version import __version__
 
 VERBS = {
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        sys.exit(cli.main(arguments, prog_name="gym-bridge", standalone_mode=False))
+        _exit(cli.main(arguments, prog_name="gym-bridge", standalone_mode=False))
     except (KeyboardInterrupt, click.Abort):
         _end("interrupted; what was done stays on disk, and the same command goes on from there", INTERRUPTED, debug)
     except click.ClickException as error:
@@ -90,4 +92,15 @@ def _end(message: str, exit_code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     click.echo(f"gym-bridge: {' '.join(message.split())}", err=True)
-    sys.exit(exit_code)
+    _exit(exit_code)
+
+
+def _exit(code: int | None) -> None:
+    """End this process. One of several that train together ends at once: gloo's threads, which may want the interpreter's lock
+    while it is torn down, would abort it."""
+    if launched() is None:
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)

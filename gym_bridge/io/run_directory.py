@@ -27,13 +27,13 @@ class RunDirectory:
     def begin(self, settings: BaseModel, *, digests: dict[str, str]) -> None:
         """Write settings, versions and digests; on a second start, check that they match the first.
 
-        What decides only when the run ends and which checkpoints stay may change, such as `trainer.max_steps`: that is how a run
-        is continued. What changes the weights that a step gives, or what the best checkpoint is the best of, may not. Raises
-        ConfigError with what differs.
+        What decides only when the run ends, which checkpoints stay and how processes share the work may change, such as
+        `trainer.max_steps`: that is how a run is continued. What changes the weights that a step gives, or what the best
+        checkpoint is the best of, may not. Raises ConfigError with what differs.
         """
         values = settings.model_dump(mode="json")
         manifest = self.path / "manifest.json"
-        identity = {"settings": _without_length(values), "digests": digests}
+        identity = {"settings": _bound(values), "digests": digests}
         if manifest.exists():
             before = _manifest(manifest)
             differs = _differences({key: before.get(key) for key in identity}, identity)
@@ -137,17 +137,22 @@ LENGTH = frozenset(
     {"max_steps", "max_time_s", "output", "save_every", "keep_last", "keep_best", "validate_every", "patience", "record", "alarms"}
 )
 """Settings of the trainer that do not change what a step does to the weights, nor what the best validation is measured by."""
+PLACEMENT = frozenset({"tensor_parallel_size", "sequence_parallel"})
+"""Settings of the policy that say where its weights are."""
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 """Schedules of the learning rate that fall towards no end."""
 
 
-def _without_length(values: dict[str, Any]) -> dict[str, Any]:
+def _bound(values: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that may change between starts; a schedule that falls over the run's steps binds their number."""
     policy = values.get("policy") or {}
     length = policy.get("schedule_steps") or (policy.get("schedule_options") or {}).get("num_stable_steps")
     bound = policy.get("schedule", "constant") not in ENDLESS_SCHEDULES and length is None
-    free = LENGTH - {"max_steps"} if bound else LENGTH
-    return {**values, "trainer": {key: value for key, value in values["trainer"].items() if key not in free}}
+    free = {"trainer": LENGTH - {"max_steps"} if bound else LENGTH, "policy": PLACEMENT}
+    return {
+        name: {key: one for key, one in section.items() if key not in free[name]} if section and name in free else section
+        for name, section in values.items()
+    }
 
 
 def _length_hint(differs: list[str]) -> str:

@@ -70,7 +70,7 @@ def write_checkpoint(
 
     `save_adapter` writes `trainer/adapter`, which `weights` then hold merged.
     """
-    (directory / "trainer").mkdir(parents=True, exist_ok=placement.num_shares > 1)  # the others make it too
+    (directory / "trainer").mkdir(parents=True, exist_ok=True)  # the others make it too
     placement.write_weights(directory / "model", module, weights)
     placement.write_tensors(directory / "trainer" / OPTIMIZER, optimizer)
     if not placement.writes:

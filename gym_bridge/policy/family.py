@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from gym_bridge.config import load_object
 from gym_bridge.errors import ConfigError, PolicyError, nearest
 from gym_bridge.policy.attention import KERNEL, BlockRows, block_rows, flex_mask
-from gym_bridge.policy.head import OutputHead, token_logprobs
+from gym_bridge.policy.head import OutputHead, local, token_logprobs, vocabulary_part
 from gym_bridge.policy.loading import SCORE, load_module, outline
 from gym_bridge.policy.packing import Pack, pack
 from gym_bridge.schemas.policy_settings import PolicySettings
@@ -86,9 +86,13 @@ class HFFamily:
         _refuse_unpackable(module, directory)
         return module
 
-    def check(self, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float = TOLERANCE) -> None:
-        """Raises PolicyError when short packed sequences get other values than the same ones alone, by more than `tolerance`."""
-        _refuse_wrong_values(self, module, head, directory, tolerance=tolerance)
+    def check(
+        self, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float = TOLERANCE, multiple_of: int = 1
+    ) -> None:
+        """Raises PolicyError when short packed sequences get other values than the same ones alone, by more than `tolerance`.
+
+        `multiple_of`: of which the tokens are a multiple in each call of the module."""
+        _refuse_wrong_values(self, module, head, directory, tolerance=tolerance, multiple_of=multiple_of)
 
     def hidden(self, module: PreTrainedModel, packed: Pack) -> Tensor:
         """[T, H] hidden states after the last norm."""
@@ -102,11 +106,14 @@ class HFFamily:
         if divisor := getattr(config, "logits_scaling", None):
             scale = divisor if config.model_type.startswith("hyperclovax") else 1 / divisor
         softcap = getattr(config, "final_logit_softcapping", None)
-        return OutputHead(weight=layer.weight, bias=getattr(layer, "bias", None), scale=scale, softcap=softcap)
+        part, bias = vocabulary_part(layer.weight), getattr(layer, "bias", None)
+        return OutputHead(
+            weight=local(layer.weight), bias=None if bias is None else local(bias), scale=scale, softcap=softcap, part=part
+        )
 
     def score_weight(self, module: PreTrainedModel) -> Tensor:
         """[H] weight of the scalar head."""
-        return module.get_parameter(SCORE)[0]
+        return local(module.get_parameter(SCORE))[0]
 
 
 Mask = BlockRows | BlockMask
@@ -149,13 +156,15 @@ def _refuse_unpackable(module: PreTrainedModel, directory: Path) -> None:
 
 
 @torch.no_grad()
-def _refuse_wrong_values(family: HFFamily, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float) -> None:
+def _refuse_wrong_values(
+    family: HFFamily, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float, multiple_of: int
+) -> None:
     """Raises PolicyError when short packed sequences get other values than the same ones alone, within a window of 4 tokens."""
-    sequences = _trial(module, head)
+    sequences = _trial(module, head, multiple_of)
     device = next(module.parameters()).device
     try:
         with _window_of(module, 4):
-            packed = pack(sequences, device=device)
+            packed = pack(sequences, device=device, multiple_of=multiple_of)
             hidden = _hidden(module, packed, _masks(module, packed, flex=False))
             if head == "scalar":
                 found = hidden[packed.trained] @ family.score_weight(module)
@@ -172,15 +181,16 @@ def _refuse_wrong_values(family: HFFamily, module: PreTrainedModel, head: Head, 
         )
 
 
-def _trial(module: PreTrainedModel, head: Head) -> list[TrainingSequence]:
-    """Three sequences of at most 14 tokens, two of which begin alike."""
+def _trial(module: PreTrainedModel, head: Head, multiple_of: int) -> list[TrainingSequence]:
+    """Three sequences of about 14 tokens, two of which begin alike."""
     draw = np.random.default_rng(0)
     config = module.config.get_text_config()
     pad = getattr(config, "pad_token_id", None)  # a scalar head of transformers is read before the padding
     allowed = [token for token in range(min(config.vocab_size, 1000)) if token != pad]
-    first, second, other = (draw.choice(allowed, size) for size in (14, 5, 9))
+    first, second, other = (draw.choice(allowed, -(-size // multiple_of) * multiple_of) for size in (14, 11, 9))
+    second[:6] = first[:6]
     sequences = []
-    for ids in (first, np.concatenate([first[:6], second]), other):
+    for ids in (first, second, other):
         mask = np.arange(len(ids)) >= (6 if head == "lm" else len(ids) - 1)
         sequences.append(TrainingSequence(token_ids=ids.astype(np.int32), train_mask=mask))
     return sequences

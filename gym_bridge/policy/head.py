@@ -7,10 +7,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 CHUNK = 256  # trained tokens whose logits exist at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyPart:
+    """The tokens whose logits this process computes; those of a group of processes make up the vocabulary."""
+
+    first: int
+    group: distributed.ProcessGroup
+
+    def joined(self, chosen: Tensor, normalisers: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Target's logit, normaliser and entropy [N] over the whole vocabulary, from those over each part."""
+        found = torch.stack([chosen, normalisers, entropies])
+        parts = found.new_empty((self.group.size(), *found.shape))
+        distributed.all_gather(list(parts), found, group=self.group)
+        normaliser = parts[:, 1].logsumexp(dim=0)
+        shares = (parts[:, 1] - normaliser).exp()
+        mean_logit = (shares * (parts[:, 1] - parts[:, 2])).sum(dim=0)
+        return parts[:, 0].sum(dim=0), normaliser, normaliser - mean_logit
+
+    def summed(self, found: Tensor) -> None:
+        """Replace what this process found by the sum over all."""
+        distributed.all_reduce(found, group=self.group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +45,8 @@ class OutputHead:
     scale: float = 1.0
     softcap: float | None = None
     """None: logits are not capped."""
+    part: "VocabularyPart | None" = None
+    """Which logits these are; None: all of them."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[C, V] of hidden states [C, H], in float32 at least."""
@@ -31,6 +56,19 @@ class OutputHead:
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
+def vocabulary_part(weight: Tensor) -> VocabularyPart | None:
+    """The part of an output embedding [V, H] that is cut over its first dimension; None for a whole one."""
+    if not isinstance(weight, DTensor):
+        return None
+    mesh = weight.device_mesh
+    return VocabularyPart(first=mesh.get_local_rank() * -(-len(weight) // mesh.size()), group=mesh.get_group())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def token_logprobs(
     hidden: Tensor,  # [N, H] hidden states that predict the targets
     targets: Tensor,  # [N] int64
@@ -38,10 +76,11 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability [N] of each target and entropy [N] of its distribution in nats, both in float32 at least.
 
-    The logits of a chunk are computed again in the backward pass instead of being kept, and when the output embedding does not
-    train, not even that, unless the entropy takes part in the loss.
+    The logits of a chunk are computed again in the backward pass instead of being kept, and when a whole output embedding does not
+    train, not even that, unless the entropy takes part in the loss. Where each process has a part of the vocabulary, all of them
+    call this with the same states and get the same.
     """
-    return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap, torch.is_grad_enabled())
+    return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, head, torch.is_grad_enabled())
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -55,29 +94,29 @@ class _TokenLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        scale: float,
-        softcap: float | None,
+        head: OutputHead,
         with_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        head = OutputHead(weight=weight, bias=bias, scale=scale, softcap=softcap)
         ctx.head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        at_once = with_grad and ctx.needs_input_grad[0] and not ctx.head_trains
-        logprobs, entropies = (_widened(hidden.new_empty(len(hidden))) for _ in range(2))
+        at_once = with_grad and ctx.needs_input_grad[0] and not ctx.head_trains and head.part is None
+        chosen, entropies = (_widened(hidden.new_empty(len(hidden))) for _ in range(2))
         slopes = torch.empty_like(hidden) if at_once else hidden.new_empty(0)
-        normalisers = torch.empty_like(logprobs)
+        normalisers = torch.empty_like(chosen)
         for part in _chunks(len(hidden)):
             logits = head.logits(hidden[part])
             normaliser = logits.logsumexp(dim=-1)
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normaliser
+            chosen[part] = _at_targets(logits, targets[part], head)
             probs = (logits - normaliser[:, None]).exp_()
             entropies[part] = normaliser - torch.linalg.vecdot(probs, logits)
             normalisers[part] = normaliser
             if at_once:
                 slopes[part] = _to_linear(probs, logits, targets[part], None, head).to(weight.dtype) @ weight
+        if head.part is not None:
+            chosen, normalisers, entropies = head.part.joined(chosen, normalisers, entropies)
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies, slopes)
-        ctx.scale, ctx.softcap, ctx.at_once = scale, softcap, at_once
+        ctx.rest, ctx.at_once = {"scale": head.scale, "softcap": head.softcap, "part": head.part}, at_once
         ctx.set_materialize_grads(False)
-        return logprobs, entropies
+        return chosen - normalisers, entropies
 
     @staticmethod
     @once_differentiable
@@ -88,8 +127,8 @@ class _TokenLogprobs(torch.autograd.Function):
         pull, entropy_pull = upstream  # [N] each; None where the loss has no part of it
         pull = torch.zeros_like(normalisers) if pull is None else pull
         if ctx.at_once and entropy_pull is None:
-            return (_widened(slopes) * pull[:, None]).to(hidden.dtype), *[None] * 6
-        head = OutputHead(weight=weight, bias=bias, scale=ctx.scale, softcap=ctx.softcap)
+            return (_widened(slopes) * pull[:, None]).to(hidden.dtype), *[None] * 5
+        head = OutputHead(weight=weight, bias=bias, **ctx.rest)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=pull.dtype) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias, dtype=pull.dtype) if bias is not None and ctx.needs_input_grad[2] else None
@@ -110,8 +149,27 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_weight.addmm_(slope.T, hidden[part])
             elif grad_weight is not None:
                 grad_weight += slope.T @ hidden[part]
+        if head.part is not None:
+            head.part.summed(grad_hidden)
         narrow = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, narrow, None if grad_bias is None else grad_bias.to(weight.dtype), *[None] * 4
+        return grad_hidden, narrow, None if grad_bias is None else grad_bias.to(weight.dtype), *[None] * 3
+
+
+def _at_targets(logits: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
+    """[C] the logit of each target, 0 where another process has it."""
+    if head.part is None:
+        return logits.gather(1, targets[:, None])[:, 0]
+    rows, columns = _own_targets(targets, head)
+    return logits.new_zeros(len(targets)).index_put_((rows,), logits[rows, columns])
+
+
+def _own_targets(targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
+    """Row and column of each target among the logits of this process."""
+    if head.part is None:
+        return torch.arange(len(targets), device=targets.device), targets
+    columns = targets - head.part.first
+    (rows,) = torch.nonzero((columns >= 0) & (columns < len(head.weight)), as_tuple=True)
+    return rows, columns[rows]
 
 
 def _to_linear(
@@ -120,7 +178,8 @@ def _to_linear(
     """[C, V] gradient by the linear layer of each log-prob, or of those weighted by `pull` [C], with that of the entropies by the
     logits, `of_entropy` [C, V]; overwrites both first ones."""
     slope = probs.neg_()
-    slope[torch.arange(len(targets), device=targets.device), targets] += 1
+    rows, columns = _own_targets(targets, head)
+    slope[rows, columns] += 1
     if pull is not None:
         slope *= pull[:, None]
     if of_entropy is not None:

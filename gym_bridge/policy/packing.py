@@ -41,10 +41,19 @@ class Pack:
     """[R] packed position at which each run starts; the next one starts where it ends."""
     parents: tuple[int, ...]
     """[R] the run above each run, -1 for none."""
+    num_tokens: int
+    """Without the filler after the last sequence."""
 
 
-def pack(sequences: Sequence[TrainingSequence], *, share_prefixes: bool = True, device: torch.device | str = "cpu") -> Pack:
-    """The prefix tree of `sequences`, laid out in one row; without `share_prefixes` each sequence is a tree of its own.
+def pack(
+    sequences: Sequence[TrainingSequence],
+    *,
+    share_prefixes: bool = True,
+    device: torch.device | str = "cpu",
+    multiple_of: int = 1,
+) -> Pack:
+    """The prefix tree of `sequences`, laid out in one row; without `share_prefixes` each sequence is a tree of its own. Filler, a
+    run of its own, makes T a multiple of `multiple_of`.
 
     Raises PolicyError when a sequence trains its first token.
     """
@@ -58,16 +67,19 @@ def pack(sequences: Sequence[TrainingSequence], *, share_prefixes: bool = True, 
         targets.append(sequence.token_ids[trained])
         places.append(tree.places[index][trained])
         owners.append(np.full(len(trained), index))
+    until = tree.until()
+    num_tokens, filler = len(until), -len(until) % multiple_of
     return Pack(
-        token_ids=_tensor(tree.token_ids, device),
-        position_ids=_tensor(tree.position_ids, device),
-        until=_tensor([tree.until()], device),
+        token_ids=_tensor([*tree.token_ids, np.zeros(filler, np.int64)], device),
+        position_ids=_tensor([*tree.position_ids, np.arange(filler)], device),
+        until=_tensor([until, np.full(filler, num_tokens + filler)], device),
         predictors=_tensor(predictors, device),
         targets=_tensor(targets, device),
         trained=_tensor(places, device),
         sequence=_tensor(owners, device),
-        starts=tuple(tree.starts),
-        parents=tuple(tree.parents),
+        starts=(*tree.starts, *[num_tokens][:filler]),
+        parents=(*tree.parents, *[-1][:filler]),
+        num_tokens=num_tokens,
     )
 
 

@@ -4,6 +4,7 @@ That is stage 3 of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054). A layer's w
 gradients are summed into the shards.
 """
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,8 +31,9 @@ from gym_bridge.policy.family import TOLERANCE, HFFamily, ModelFamily
 from gym_bridge.policy.importing import head_of
 from gym_bridge.policy.loading import SCORE, first_score_weight, resolve_device, resolve_dtype
 from gym_bridge.policy.placement import Opened
-from gym_bridge.policy.ranks import Ranks
+from gym_bridge.policy.ranks import Ranks, dealt
 from gym_bridge.policy.reading import Reading, head_for
+from gym_bridge.policy.tensor_parallel import cut_layers
 from gym_bridge.schemas.policy_settings import PolicySettings
 
 T = TypeVar("T")
@@ -64,8 +66,12 @@ class Sharded:
         self.device = resolve_device(f"cuda:{ranks.local_index}" if settings.device == "cuda" else settings.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self.num_shares, self.writes = ranks.size, ranks.leads
-        self._ranks, self._mesh = ranks, init_device_mesh(self.device.type, (ranks.size,), mesh_dim_names=("fsdp",))
+        together = settings.tensor_parallel_size
+        self.num_shares, self.writes = ranks.size // together, ranks.leads
+        self.token_multiple = together if settings.sequence_parallel else 1
+        self._ranks, self._together = ranks, together
+        logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # it advises on how norms are summed
+        self._mesh = init_device_mesh(self.device.type, (self.num_shares, together), mesh_dim_names=("fsdp", "tp"))
 
     def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
         """The model of a directory, of which no rank ever holds a whole copy, in the master dtype."""
@@ -76,6 +82,9 @@ class Sharded:
             raise PolicyError(f"{directory}: {UNREADABLE}: it keeps {min(kept)}, which is no parameter")
         for param in module.parameters():
             param.data = param.data.to(dtype)
+        if self._together > 1:
+            cut_layers(module, self._mesh["tp"], sequence_parallel=settings.sequence_parallel, directory=directory)
+            module.tie_weights()
         computing = MixedPrecisionPolicy(
             param_dtype=resolve_dtype(settings.compute_dtype, self.device),
             reduce_dtype=torch.promote_types(dtype, torch.float32),
@@ -83,9 +92,9 @@ class Sharded:
         )
         for layer in module.modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                fully_shard(layer, mesh=self._mesh, mp_policy=computing)
+                fully_shard(layer, mesh=self._mesh["fsdp"], mp_policy=computing)
         root = Gathered(module)
-        fully_shard(root, mesh=self._mesh, mp_policy=computing)
+        fully_shard(root, mesh=self._mesh["fsdp"], mp_policy=computing)
         for part in root.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # losses are divided by the step's totals already: a sum is wanted
@@ -101,7 +110,8 @@ class Sharded:
 
         narrow = computing.param_dtype == torch.bfloat16  # then both sides of the comparison are rounded
         with torch.no_grad():
-            around(lambda: family.check(module, head, directory, tolerance=ROUNDED if narrow else TOLERANCE))
+            tolerance = ROUNDED if narrow else TOLERANCE
+            around(lambda: family.check(module, head, directory, tolerance=tolerance, multiple_of=self.token_multiple))
         return Opened(module=module, around=around)
 
     def read_weights(self, weights: Mapping[str, Tensor], family: ModelFamily, directory: Path, *, reading: Reading) -> None:
@@ -139,12 +149,12 @@ class Sharded:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def dealt(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
-        """Every so many-th of them; the first one stands in where another rank has one more."""
-        return self._ranks.dealt(parts)
+        """Every so many-th of them; the first one stands in where another share has one more."""
+        return dealt(parts, index=self._ranks.index // self._together, size=self.num_shares)
 
     def gathered(self, found: T) -> list[T]:
-        """What each rank found."""
-        return self._ranks.gathered(found)
+        """What the first rank of each share found: the others of it found the same."""
+        return self._ranks.gathered(found)[:: self._together]
 
     def anywhere(self, flag: bool) -> bool:
         """Whether any rank's flag is set."""

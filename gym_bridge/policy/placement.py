@@ -35,7 +35,9 @@ class Placement(Protocol):
     writes: bool
     """True in the process that writes what is there once."""
     num_shares: int
-    """Processes among which the microbatches of a step are dealt out."""
+    """Parts into which the microbatches of a step are dealt out."""
+    token_multiple: int
+    """Of which the tokens of a pack are a multiple."""
 
     def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
         """The model of a directory in evaluation mode; whole in float32, in shards in the master dtype. Raises ConfigError and
@@ -64,11 +66,11 @@ class Placement(Protocol):
         ...
 
     def dealt(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
-        """What is computed here of `parts`, as many as in each other process, and whether it counts or only keeps step."""
+        """What is computed here of `parts`, as many as in each other share, and whether it counts or only keeps step."""
         ...
 
     def gathered(self, found: T) -> list[T]:
-        """What each process found, in their order."""
+        """What each share found, in their order."""
         ...
 
     def anywhere(self, flag: bool) -> bool:
@@ -79,7 +81,7 @@ class Placement(Protocol):
 class Whole:
     """All of it is in this process."""
 
-    num_shares, writes = 1, True
+    num_shares, token_multiple, writes = 1, 1, True
 
     def __init__(self, settings: PolicySettings):
         """Raises ConfigError for a device that this machine lacks."""

@@ -44,12 +44,6 @@ class Ranks(Launched):
         distributed.all_reduce(flags, op=distributed.ReduceOp.MAX, group=self.channel)
         return bool(flags.item())
 
-    def dealt(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
-        """Every `size`-th of `parts`, and where another rank has one more the first one, which then does not count."""
-        rounds = -(-len(parts) // self.size)
-        mine = parts[self.index :: self.size]
-        return [*((part, True) for part in mine), *((part, False) for part in parts[: rounds - len(mine)])]
-
 
 @cache
 def joined() -> Ranks | None:
@@ -62,3 +56,10 @@ def joined() -> Ranks | None:
     atexit.register(distributed.destroy_process_group)
     channel = cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=PATIENCE))
     return Ranks(**asdict(started), channel=channel)
+
+
+def dealt(parts: Sequence[T], *, index: int, size: int) -> list[tuple[T, bool]]:
+    """Every `size`-th of `parts`, and where another process has one more the first one, which then does not count."""
+    rounds = -(-len(parts) // size)
+    mine = parts[index::size]
+    return [*((part, True) for part in mine), *((part, False) for part in parts[: rounds - len(mine)])]

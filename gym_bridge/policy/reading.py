@@ -67,8 +67,8 @@ def sequence_values(
     plan = assign_units(units, max_tokens=settings.microbatch_tokens, share_prefixes=sharing, multiple_of=placement.num_shares)
     for batch, counts in placement.dealt(plan):
         part = [sequences[index] for index in batch]
-        packed = pack(part, share_prefixes=sharing, device=placement.device)
-        with memory_told(part, settings, packed_tokens=len(packed.token_ids)):
+        packed = pack(part, share_prefixes=sharing, device=placement.device, multiple_of=placement.token_multiple)
+        with memory_told(part, settings, packed_tokens=packed.num_tokens):
             values, _ = read(packed)
         if counts:
             found |= zip(batch, values.cpu().split([one.num_trained for one in part]), strict=True)

@@ -205,7 +205,8 @@ class TorchPolicy:
         return StepResult(metrics=metrics | {name: fmean(one[name] for one in used) for name in used[0]})
 
     def _pack(self, part: Sequence[TrainingSequence]) -> Pack:
-        return pack(part, share_prefixes=self.settings.prefix_sharing, device=self.device)
+        sharing, multiple_of = self.settings.prefix_sharing, self.placement.token_multiple
+        return pack(part, share_prefixes=sharing, device=self.device, multiple_of=multiple_of)
 
     def _losses(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn, *, learn: bool) -> dict[str, float]:
         """The loss, its metrics and the numbers of tokens, summed; with `learn` the gradients are added to the masters'."""
@@ -214,7 +215,7 @@ class TorchPolicy:
         tally = StepTally(num_tokens)
         for part, counts in self.placement.dealt(microbatches):
             packed = self._pack(part)
-            packed_tokens = len(packed.token_ids)
+            packed_tokens = packed.num_tokens
             with memory_told(part, self.settings, packed_tokens=packed_tokens), torch.set_grad_enabled(learn):
                 values, entropies = self._forward(packed)
                 columns = self._columns(part, packed, num_tokens, num_sequences)

@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from gym_bridge.errors import ConfigError
+
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -21,10 +23,18 @@ class Launched:
         return self.index == 0
 
 
-def num_launched() -> int:
-    """Processes of this training."""
-    started = launched()
-    return 1 if started is None else started.size
+def num_shares(tensor_parallel_size: int) -> int:
+    """Parts into which the microbatches of a step are dealt out: processes that hold one copy of a layer together count once.
+
+    Raises ConfigError when the processes cannot be parted so.
+    """
+    size = 1 if (started := launched()) is None else started.size
+    if size % tensor_parallel_size:
+        raise ConfigError(
+            f"policy.tensor_parallel_size={tensor_parallel_size}: this training has {size} process{'es' * (size > 1)}; start it "
+            f"with torchrun --nproc-per-node {tensor_parallel_size} -m gym_bridge train ..., or with a multiple of that"
+        )
+    return size // tensor_parallel_size
 
 
 def launched() -> Launched | None:

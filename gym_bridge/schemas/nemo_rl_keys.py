@@ -60,6 +60,8 @@ MAPPED: tuple[NemoRLKey, ...] = (
             ("policy.activation_checkpointing_enabled", "policy.activation_checkpointing", ""),
             ("policy.dtensor_cfg.activation_checkpointing", "policy.activation_checkpointing", ""),
             ("policy.megatron_cfg.activation_checkpointing", "policy.activation_checkpointing", ""),
+            ("policy.dtensor_cfg.tensor_parallel_size", "policy.tensor_parallel_size", ""),
+            ("policy.dtensor_cfg.sequence_parallel", "policy.sequence_parallel", ""),
             ("policy.dtensor_cfg.lora_cfg.dim", "policy.lora.rank", ""),
             ("policy.dtensor_cfg.lora_cfg.alpha", "policy.lora.alpha", ""),
             ("policy.dtensor_cfg.lora_cfg.target_modules", "policy.lora.target_modules", "all-linear unless names are listed"),

@@ -33,6 +33,10 @@ class PolicySettings(StrictModel):
     """For the model's chat template, such as {enable_thinking: false}."""
     device: str = "cpu"
     """Torch device: cpu, cuda, cuda:1, ..."""
+    tensor_parallel_size: PositiveInt = 1
+    """Processes that compute each layer together, of those that torchrun starts; over the others weights are in shards."""
+    sequence_parallel: bool = False
+    """With a tensor_parallel_size: also what lies between attention and MLPs, each process for a part of the tokens."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of forward and backward. auto: bfloat16 where it is native."""
     master_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -68,6 +72,15 @@ class PolicySettings(StrictModel):
     """Packed tokens of one forward and backward; lower it when memory runs out."""
     prefix_sharing: bool = True
     """Compute the tokens with which sequences of a microbatch begin alike only once; the result is the same."""
+
+    @model_validator(mode="after")
+    def _parts_of_tokens(self) -> "PolicySettings":
+        """Raises ValueError for sequence parallel without processes to share the tokens among."""
+        if self.sequence_parallel and self.tensor_parallel_size == 1:
+            raise ValueError(
+                "policy.sequence_parallel=true needs policy.tensor_parallel_size of 2 or more; set it, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_lost_updates(self) -> "PolicySettings":

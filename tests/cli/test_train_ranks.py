@@ -61,8 +61,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_a_run_goes_on_with_another_number_of_processes_from_every_checkpoint(gym_bridge, tiny_qwen3, rows, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert gym_bridge(*sft(tiny_qwen3, rows, whole, "algorithm.epochs=2")).code == 0
-    for num_ranks, max_steps in ((2, 3), (1, 5), (4, 8), (2, 10)):
-        argv = sft(tiny_qwen3, rows, cut, "algorithm.epochs=2", f"trainer.max_steps={max_steps}")
+    together = "policy.tensor_parallel_size=2", "policy.sequence_parallel=true"
+    for num_ranks, max_steps, layout in ((2, 3, ()), (1, 5, ()), (4, 8, together), (2, 9, together[:1]), (2, 10, ())):
+        argv = sft(tiny_qwen3, rows, cut, "algorithm.epochs=2", f"trainer.max_steps={max_steps}", *layout)
         if num_ranks > 1:
             found = ended(num_ranks, argv)
             assert found.returncode == 0, found.stderr

@@ -1,6 +1,7 @@
-"""What several ranks do in tests of `policy.parallel`: python -m tests.policy.ranks_stage NAME OUTPUT ARGS, in each of them.
+"""What several ranks do in tests of `policy.parallel`: python -m tests.policy.ranks_stage DIRECTORY, in each of them.
 
-Each scenario is a function that every rank calls; what the first one's gives is written to OUTPUT.
+Each scenario is a function that every rank calls. Those to call stand in DIRECTORY/calls.json by a key; what they give on the first
+rank is written to DIRECTORY/told.json. One start does many, for it takes longer than most of them.
 """
 
 import json
@@ -9,14 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENDS_AFTER_S = 240
+ENDS_AFTER_S = 400
 
 
-def on_ranks(num_ranks, scenario, output, *args):
-    """What the scenario gives on `num_ranks` processes."""
-    command = launched(num_ranks, "-m", "tests.policy.ranks_stage", scenario, output, *args)
+def on_ranks(num_ranks, directory, calls):
+    """What each of `calls`, [scenario, arguments ...] by a key, gives on `num_ranks` processes."""
+    directory.mkdir()
+    (directory / "calls.json").write_text(json.dumps(calls, default=str))
+    command = launched(num_ranks, "-m", "tests.policy.ranks_stage", directory)
     subprocess.run(command, check=True, timeout=ENDS_AFTER_S, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
-    return json.loads(Path(output).read_text())
+    return json.loads((directory / "told.json").read_text())
 
 
 def launched(num_ranks, *command):
@@ -27,8 +30,8 @@ def launched(num_ranks, *command):
     ]
 
 
-def steps_and_gradients(ranks, directory, dtype, device="cpu"):
-    """Losses of 20 steps and, before them, gradients, by trainer, in shards and beside them in one process."""
+def steps_and_gradients(ranks, directory, cut, dtype, num_steps, device="cpu"):
+    """Losses of steps and, before them, gradients, by trainer, in shards and beside them in the first rank alone."""
     import numpy as np
 
     from gym_bridge.schemas.settings import DPOAlgorithm, GRPOSettings, SFTAlgorithm
@@ -54,44 +57,49 @@ def steps_and_gradients(ranks, directory, dtype, device="cpu"):
     losses = {"sft": sft_loss(SFTAlgorithm()), "dpo": preference_loss(DPOAlgorithm()), "grpo": policy_loss(grpo)}
     told = {}
     for name, loss_fn in losses.items():
-        chosen = {"compute_dtype": dtype, "master_dtype": dtype, "device": device, "activation_checkpointing": "selective"}
-        policies = {
-            "whole": open_policy(directory, **chosen),
-            "shards": open_policy(directory, placement=sharded(ranks, device=device), **chosen),
+        chosen = {
+            "compute_dtype": dtype,
+            "master_dtype": dtype,
+            "device": device,
+            "activation_checkpointing": ranks.size == 2 and "selective",
         }
-        told[name] = {"gradients": _difference(policies, sequences(0), loss_fn)}
+        policies = {"shards": open_policy(directory, placement=sharded(ranks, device=device, **cut), **chosen, **cut)}
+        if ranks.leads:
+            policies["whole"] = open_policy(directory, **chosen)
+        gradients = {kind: _gradients(policy, sequences(0), loss_fn) for kind, policy in policies.items()}
+        told[name] = {"gradients": _difference(**gradients) if ranks.leads else None}
         for kind, policy in policies.items():
-            told[name][kind] = [policy.step(sequences(step), loss_fn).metrics for step in range(20)]
+            told[name][kind] = [policy.step(sequences(step), loss_fn).metrics for step in range(num_steps)]
     return told
 
 
-def _difference(policies, microbatches, loss_fn):
-    """The largest difference between the gradients of both, in parts of the largest gradient."""
-    import torch
-
-    prepared = {kind: policy.prepare(microbatches, loss_fn) for kind, policy in policies.items()}
-    whole, shards = ({name: one.grad for name, one in policy.masters.masters.items()} for policy in policies.values())
-    place = policies["shards"].placement
-    worst = max(float((whole[name] - place.whole(shards[name])).abs().max()) for name in whole)
-    largest = max(float(torch.max(one.abs())) for one in whole.values())
-    for one in prepared.values():
-        one.drop()
-    return worst / largest
+def _gradients(policy, microbatches, loss_fn):
+    """The whole gradient of each weight."""
+    prepared = policy.prepare(microbatches, loss_fn)
+    found = {name: policy.placement.whole(one.grad).clone() for name, one in policy.masters.masters.items()}
+    prepared.drop()
+    return found
 
 
-def families(ranks, dtype, *directories):
+def _difference(shards, whole):
+    """The largest difference between both, in parts of the largest gradient."""
+    worst = max(float((whole[name] - shards[name]).abs().max()) for name in whole)
+    return worst / max(float(one.abs().max()) for one in whole.values())
+
+
+def families(ranks, cut, dtype, *directories):
     """By directory the largest difference of log-probs from one process, or why it was refused; pushed weights are the same."""
     import torch
 
-    from gym_bridge.errors import PolicyError
+    from gym_bridge.errors import ConfigError, PolicyError
     from tests.policy.stage import open_policy
 
     told = {}
     for directory in directories:
         whole = open_policy(directory, compute_dtype=dtype)
         try:
-            shards = open_policy(directory, placement=sharded(ranks), compute_dtype=dtype)
-        except PolicyError as error:
+            shards = open_policy(directory, placement=sharded(ranks, **cut), compute_dtype=dtype, **cut)
+        except (ConfigError, PolicyError) as error:
             told[directory] = str(error)
             continue
         given = _sequences(5)
@@ -103,7 +111,7 @@ def families(ranks, dtype, *directories):
     return told
 
 
-def heads(ranks, directory):
+def heads(ranks, directory, cut):
     """Scores and values of a language model's first scalar head, as whole and as shards."""
     from tests.policy.stage import open_policy
 
@@ -111,21 +119,21 @@ def heads(ranks, directory):
         policy = open_policy(directory, head=head, **place)
         return [one.tolist() for one in policy.logprobs(_sequences(5))], str(policy.module.get_parameter("score.weight").shape)
 
-    return {head: [read(head), read(head, placement=sharded(ranks))] for head in ("scalar", "value")}
+    return {head: [read(head), read(head, placement=sharded(ranks, **cut), **cut)] for head in ("scalar", "value")}
 
 
-def no_whole_copy(ranks, directory):
+def no_whole_copy(ranks, directory, cut):
     """The share of the weights, gradients and moments that this rank holds."""
     from tests.policy.stage import mean_nll, open_policy
 
-    policy = open_policy(directory, placement=sharded(ranks))
+    policy = open_policy(directory, placement=sharded(ranks, **cut), **cut)
     policy.step([_sequences(4)], mean_nll)
     masters = policy.masters.masters.values()
     tensors = [*masters, *(one.grad for one in masters), *(policy.masters.optimizer.state[one]["exp_avg"] for one in masters)]
     return sum(one.to_local().numel() for one in tensors) / sum(one.numel() for one in tensors)
 
 
-def blame(ranks, directory):
+def blame(ranks, directory, cut):
     """Sequences that a loss blames in the shares of both ranks, and what the policy does afterwards."""
     import torch
 
@@ -143,7 +151,7 @@ def blame(ranks, directory):
         factor = torch.where(columns.weights == 7, torch.inf, 0.0)
         return Loss(-((logprobs - logprobs.detach()) * factor).nan_to_num(nan=0.0).sum() + 0 * logprobs.sum())
 
-    policy = open_policy(directory, placement=sharded(ranks))
+    policy = open_policy(directory, placement=sharded(ranks, **cut), **cut)
     before = [one.tolist() for one in policy.logprobs(given)]
     told = {}
     for name, loss_fn in (("loss", broken), ("gradient", broken_gradient)):
@@ -170,7 +178,7 @@ def led(ranks, directory):
 
     if not ranks.leads:
         assert follow(ranks) == "over"
-        return None
+        return {}
     policy = ParallelPolicy(ranks, Path(directory), PolicySettings(compute_dtype="float32"))
     given = _sequences(4)
     before = [one.tolist() for one in policy.logprobs(given)]
@@ -223,8 +231,9 @@ def files_of_a_model(ranks, directory, output):
     from gym_bridge.policy import parallel
     from tests.policy.stage import open_policy
 
-    parallel.FILE_BYTES = 60_000
+    usual, parallel.FILE_BYTES = parallel.FILE_BYTES, 60_000
     open_policy(directory, placement=sharded(ranks)).write(Path(output), source_state={})
+    parallel.FILE_BYTES = usual
     return sorted(one.name for one in Path(output, "model").iterdir())
 
 
@@ -254,7 +263,7 @@ def _weighing(sequence, weight):
     return replace(sequence, weight=weight)
 
 
-def main(scenario, output, *args):
+def main(directory):
     """One rank's part."""
     import torch
 
@@ -262,10 +271,11 @@ def main(scenario, output, *args):
 
     torch.set_num_threads(1)
     ranks = joined()
-    told = globals()[scenario](ranks, *args)
+    calls = json.loads(Path(directory, "calls.json").read_text())
+    told = {key: globals()[scenario](ranks, *args) for key, (scenario, *args) in calls.items()}
     if ranks.leads:
-        Path(output).write_text(json.dumps(told))
+        Path(directory, "told.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

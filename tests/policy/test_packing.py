@@ -51,6 +51,21 @@ def test_every_trained_token_is_predicted_from_exactly_the_tokens_before_it(shar
         assert packed.token_ids[packed.trained[n]] == group[owner].token_ids[t]
 
 
+@given(groups, st.integers(1, 8))
+def test_filler_makes_a_multiple_and_changes_nothing_else(group, multiple_of):
+    packed, filled = pack(group), pack(group, multiple_of=multiple_of)
+    assert filled.num_tokens == len(packed.token_ids) == packed.num_tokens
+    assert len(filled.token_ids) == -(-packed.num_tokens // multiple_of) * multiple_of == len(filled.position_ids)
+    own = slice(packed.num_tokens)
+    assert (visible(filled)[own, own] == visible(packed)).all()
+    assert not visible(filled)[own, packed.num_tokens :].any()
+    assert not visible(filled)[packed.num_tokens :, own].any()
+    for name in ("token_ids", "position_ids", "until"):
+        assert (getattr(filled, name)[own] == getattr(packed, name)).all()
+    for name in ("predictors", "targets", "trained", "sequence"):
+        assert (getattr(filled, name) == getattr(packed, name)).all()
+
+
 @given(groups)
 def test_a_token_is_seen_until_its_subtree_ends(group):
     packed = pack(group)

@@ -1,6 +1,7 @@
 import pytest
 
-from gym_bridge.schemas.launched import VARIABLES, Launched, launched, num_launched
+from gym_bridge.errors import ConfigError
+from gym_bridge.schemas.launched import VARIABLES, Launched, launched, num_shares
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 
@@ -19,7 +20,9 @@ def environment(monkeypatch):
 def test_torchruns_variables_tell_the_place_among_all_processes(environment):
     environment(TORCHRUN)
     assert launched() == Launched(index=3, size=8, local_index=1)
-    assert num_launched() == 8
+    assert [num_shares(size) for size in (1, 2, 8)] == [8, 4, 1]
+    with pytest.raises(ConfigError, match=r"policy.tensor_parallel_size=3: this training has 8 processes; start it with torchrun"):
+        num_shares(3)
     environment({**TORCHRUN, "RANK": "0"})
     assert [one.leads for one in (launched(), Launched(index=3, size=8, local_index=1))] == [True, False]
 
@@ -28,4 +31,6 @@ def test_torchruns_variables_tell_the_place_among_all_processes(environment):
 def test_without_all_of_them_the_process_is_alone(environment, missing):
     environment({name: value for name, value in TORCHRUN.items() if name != missing})
     assert launched() is None
-    assert num_launched() == 1
+    assert num_shares(1) == 1
+    with pytest.raises(ConfigError, match=r"policy.tensor_parallel_size=2: this training has 1 process; start it with torchrun"):
+        num_shares(2)
