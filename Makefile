@@ -7,16 +7,19 @@ PYTHON312 ?= python3.12
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-nemo-gym test-vllm check format nemo-gym-venv vllm-venv clean
+.PHONY: quickstart test test-slow test-ray test-nemo-gym test-vllm check format nemo-gym-venv vllm-venv clean
 
 quickstart: $(VENV)/.train  ## the whole loop on a small real model
 	$(BIN)/gym-bridge quickstart
 
 test: $(VENV)/.dev  ## the plain test suite
-	$(BIN)/pytest -m "not slow and not gpu and not nemo_gym and not vllm"
+	$(BIN)/pytest -m "not slow and not gpu and not nemo_gym and not vllm and not ray"
 
 test-slow: $(VENV)/.dev  ## wheel, installation, real training, kills, hostile programs
 	$(BIN)/pytest -m "slow and not gpu"
+
+test-ray: $(VENV)/.dev  ## trainings that a local Ray places, and kills
+	$(BIN)/pytest -m "ray and not vllm"
 
 test-nemo-gym: $(VENV)/.dev nemo-gym-venv  ## against real NeMo Gym servers
 	GYM_BRIDGE_NEMO_GYM_VENV=$(abspath $(NEMO_GYM_VENV)) $(BIN)/pytest -m nemo_gym
@@ -47,7 +50,7 @@ $(VENV)/.train: $(VENV)/.venv pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(PIP_INSTALL) --constraint constraints.txt --editable ".[train,dev]"
+	$(PIP_INSTALL) --constraint constraints.txt --editable ".[train,ray,dev]"
 	$(PIP_INSTALL) --constraint constraints.txt --editable ".[servers]" || echo "the servers extra could not be built (it needs gcc): tests of math and reasoning are skipped"
 	touch $@
 

@@ -36,7 +36,7 @@ def open_collector(
         raise ConfigError(f"--workers {workers}: a model in this process is played by one; give --model-url")
     player: Player
     if workers > 1:
-        player = WorkerPool(partial(open_player, settings, target), num_workers=workers, trusted=trusted)
+        player = WorkerPool(partial(_open_in_worker, settings, target), num_workers=workers, trusted=trusted)
     else:
         player = open_player(settings, target, sampler)
         if trusted:
@@ -65,6 +65,10 @@ def stop_rules(settings: PlaySettings) -> StopRules:
         output_price=settings.output_price,
         hopeless_after=max(LEAST_FAILURES, 2 * in_flight),
     )
+
+
+def _open_in_worker(settings: PlaySettings, target: Target, sampler: None) -> LocalPlayer:
+    return open_player(settings, target)
 
 
 def open_player(settings: PlaySettings, target: Target, sampler: "LocalSampler | None" = None) -> LocalPlayer:

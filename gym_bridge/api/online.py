@@ -1,14 +1,15 @@
 """Playing while training: tasks, the sampler of the policy, the collector over the environments, held-out tasks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gym_bridge.api.requested import tasks_of
 from gym_bridge.api.runs import Begun, renderer_of
-from gym_bridge.api.targets import Target, environment_of, open_target, server_client
+from gym_bridge.api.targets import Target, open_target
+from gym_bridge.api.training_players import TrainingPlayers, open_training_player
 from gym_bridge.api.training_target import open_training_target
 from gym_bridge.config import Registry
 from gym_bridge.errors import ConfigError, DataError
@@ -18,14 +19,12 @@ from gym_bridge.rollouts.models.whole_distribution import WholeDistribution, che
 from gym_bridge.schemas.play_settings import TargetSettings
 from gym_bridge.schemas.rollouts import TASK_INDEX, Group, Row
 from gym_bridge.schemas.seams import Sampler, WeightSync
-from gym_bridge.schemas.settings import EnvSettings, GRPOSettings, TaskFile
+from gym_bridge.schemas.settings import GRPOSettings, TaskFile
 
 if TYPE_CHECKING:
     from gym_bridge.rollouts.collector import RolloutCollector
-    from gym_bridge.rollouts.turn_loop import TurnLoop
-    from gym_bridge.schemas.seams import ModelEndpoint, Policy, Validation
+    from gym_bridge.schemas.seams import Policy, Validation
     from gym_bridge.trainers.fresh_weights import FreshWeights
-    from gym_bridge.trainers.loop_thread import LoopThread
     from gym_bridge.trainers.online_groups import FlightCount, OnlineGroups
     from gym_bridge.trainers.rollout_validation import PlayTasks
 
@@ -118,12 +117,14 @@ def open_online(
     whole = WholeDistribution(sampler)
     max_tokens, name = settings.sampler.max_tokens, settings.policy.model
     as_played, faithful = (SampledEndpoint(one, renderer, max_tokens=max_tokens, model=name) for one in (sampler, whole))
-    place = _Place(env, seed=settings.trainer.seed, trusted=policy.version > 0)
     target = stack.enter_context(open_training_target(settings, env, faithful, run=run))
     _check_cohorts(settings, target)
     targets = {one.name: _other(one.server, target, run, stack) for one in environments}
     names = {task[TASK_INDEX]: one.name for one in environments for task in one.tasks}
+    players = TrainingPlayers(env=env, seed=settings.trainer.seed, trusted=policy.version > 0, targets=targets, names=names)
+    collector = players.collector(open_training_player(players, settings, model.resolve(), faithful, whole))
     thread = stack.enter_context(closing(LoopThread()))
+    thread.closers.append(collector.close)
     in_flight = FlightCount(lambda count: sampler.expect(min(count, env.concurrency)))
     stream = OnlineGroups(
         TaskStream(
@@ -131,7 +132,7 @@ def open_online(
             seed=settings.trainer.seed,
             curriculum=settings.data.curriculum,
         ),
-        place.collector(faithful, targets, names, thread),
+        collector,
         log,
         algorithm=settings.algorithm,
         overlap=settings.overlap,
@@ -143,7 +144,9 @@ def open_online(
     validation = None
     if settings.data.validation:
         _check_validation(settings, target)
-        held_out = place.collector(as_played, {"": target}, {}, thread)
+        here = replace(players, targets={"": target}, names={})
+        held_out = here.collector(here.player(as_played))
+        thread.closers.append(held_out.close)
 
         def play(tasks: Sequence[Row], group_size: int) -> list[Group]:
             weights.renew()
@@ -165,55 +168,6 @@ def _actor(policy: "Policy") -> "Policy":
     from gym_bridge.policy.actor_critic import ActorCritic
 
     return policy.policy if isinstance(policy, ActorCritic) else policy
-
-
-class _Place:
-    """Makes the collectors of a run."""
-
-    def __init__(self, env: EnvSettings, *, seed: int, trusted: bool):
-        """`trusted`: rollouts have succeeded before, so that a server which is away is waited for from the start."""
-        self._env, self._seed, self._trusted = env, seed, trusted
-
-    def collector(
-        self, endpoint: "ModelEndpoint", targets: Mapping[str, Target], names: Mapping[int, str], thread: "LoopThread"
-    ) -> "RolloutCollector":
-        """The collector that plays a task at the target of its environment, of which `names` tells; `thread` closes it."""
-        from gym_bridge.rollouts.attempts import Attempts
-        from gym_bridge.rollouts.collector import RolloutCollector
-        from gym_bridge.rollouts.concurrency import FixedConcurrency
-        from gym_bridge.rollouts.players import LocalPlayer, Retries
-        from gym_bridge.rollouts.sessions.routing import ByTask
-
-        env = self._env
-        clients = {name: server_client(target) for name, target in targets.items()}
-        places = {
-            name: environment_of(target, loop=self._turn_loop(endpoint, target), http=clients[name], limits=env)
-            for name, target in targets.items()
-        }
-        player = LocalPlayer(
-            Attempts(
-                environment=ByTask(places, names) if len(places) > 1 else next(iter(places.values())),
-                timeout_s=env.rollout_timeout_s,
-            ),
-            retries=Retries(max_attempts=env.max_attempts),
-            patience_s=env.patience_s,
-            closers=[one.close for one in clients.values()],
-        )
-        if self._trusted:
-            player.trust()
-        cohorts = any(target.cohorts for target in targets.values())
-        collector = RolloutCollector(player, concurrency=FixedConcurrency(env.concurrency), cohorts=cohorts)
-        thread.closers.append(collector.close)
-        return collector
-
-    def _turn_loop(self, endpoint: "ModelEndpoint", target: Target) -> "TurnLoop | None":
-        from gym_bridge.rollouts.limits import Limits
-        from gym_bridge.rollouts.turn_loop import TurnLoop
-
-        if target.dialect == "agent":
-            return None
-        limits = Limits(**{one.name: getattr(self._env, one.name) for one in fields(Limits)})
-        return TurnLoop(endpoint=endpoint, limits=limits, seed=self._seed)
 
 
 def _other(server: str | None, target: Target, run: Path, stack: ExitStack) -> Target:

@@ -1,12 +1,15 @@
 """Trainers, wired to their data, their policy and their run directory."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gym_bridge.api.clustered import ClusterFiles, train_on_ray
 from gym_bridge.api.models import model_directory
 from gym_bridge.api.runs import Begun, begin, open_backend, renderer_of
+from gym_bridge.cluster.commands import ADDRESS_VARIABLE
 from gym_bridge.errors import PolicyError, missing_extra
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.progress import Progress
@@ -29,8 +32,11 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
     """Train with the settings of a verb; goes on from the last checkpoint of an earlier run of the same settings.
 
     Of the processes that torchrun starts the first one does so, with the weights in shards over all; every one returns the result.
+    With cluster.kind=ray the processes that Ray places do so.
     Raises ConfigError for wrong settings or data, PolicyError when training fails, ServerError when a server is gone.
     """
+    if settings.cluster.kind == "ray" and ADDRESS_VARIABLE not in os.environ:
+        return train_on_ray(settings)
     num_shares(settings.policy.tensor_parallel_size)  # refused before anything is read
     try:
         import torch  # noqa: F401
@@ -72,15 +78,18 @@ def follow_leader() -> bool:
 def _train(settings: TrainSettings, *, quiet: bool) -> "TrainResult":
     match settings:
         case SFTSettings():
-            return _train_sft(settings, quiet=quiet)
+            result = _train_sft(settings, quiet=quiet)
         case DPOSettings():
-            return _train_dpo(settings, quiet=quiet)
+            result = _train_dpo(settings, quiet=quiet)
         case RewardModelSettings():
-            return _train_reward_model(settings, quiet=quiet)
+            result = _train_reward_model(settings, quiet=quiet)
         case GRPOSettings():
             from gym_bridge.api.training_grpo import train_grpo
 
-            return train_grpo(settings, quiet=quiet)
+            result = train_grpo(settings, quiet=quiet)
+    if settings.cluster.kind == "ray":
+        ClusterFiles(settings.trainer.output).write_result(result)
+    return result
 
 
 def _total_steps(settings: OfflineSettings, data: "TrainData") -> int:

@@ -148,10 +148,11 @@ def _bound(values: dict[str, Any]) -> dict[str, Any]:
     policy = values.get("policy") or {}
     length = policy.get("schedule_steps") or (policy.get("schedule_options") or {}).get("num_stable_steps")
     bound = policy.get("schedule", "constant") not in ENDLESS_SCHEDULES and length is None
-    free = {"trainer": LENGTH - {"max_steps"} if bound else LENGTH, "policy": PLACEMENT}
+    free = {"trainer": LENGTH - {"max_steps"} if bound else LENGTH, "policy": PLACEMENT, "sampler": {"url"}}
     return {
         name: {key: one for key, one in section.items() if key not in free[name]} if section and name in free else section
         for name, section in values.items()
+        if name != "cluster"
     }
 
 

@@ -155,13 +155,6 @@ class SamplerSettings(StrictModel):
     """In this process: sample a batch only once every rollout in flight waits for the sampler or for its verification is over, so
     that the same tasks under the same weights give the same rollouts, bit for bit."""
 
-    @model_validator(mode="after")
-    def _reachable(self) -> "SamplerSettings":
-        """Raises ValueError for vLLM without an address."""
-        if self.kind == "vllm" and not self.url:
-            raise ValueError("sampler.kind=vllm needs sampler.url, such as [http://127.0.0.1:8000]")
-        return self
-
 
 class OverlapSettings(StrictModel):
     """Playing while the trainer steps."""

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from gym_bridge.config import StrictModel
 from gym_bridge.errors import nearest
+from gym_bridge.schemas.cluster_settings import ClusterSettings, OnlineClusterSettings
 from gym_bridge.schemas.data_settings import DataFile, OfflineData, PreferenceData, RewardModelData, SFTData
 from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
 from gym_bridge.schemas.rl_rules import OF_SECTIONS, check_effects
@@ -26,6 +27,7 @@ __all__ = [
     "ONLY_WITH",
     "PREFERENCE_LOSSES",
     "AlarmSettings",
+    "ClusterSettings",
     "CriticSettings",
     "CurriculumSettings",
     "DPOAlgorithm",
@@ -38,6 +40,7 @@ __all__ = [
     "GRPOTrainerSettings",
     "LoRASettings",
     "OfflineData",
+    "OnlineClusterSettings",
     "OverlapSettings",
     "PolicySettings",
     "PreferenceData",
@@ -112,6 +115,7 @@ class SFTSettings(StrictModel):
     data: SFTData
     algorithm: SFTAlgorithm = SFTAlgorithm()
     trainer: TrainerSettings = TrainerSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
 
 PREFERENCE_LOSSES = ("sigmoid", "robust", "ipo", "simpo", "orpo", "kto")
@@ -163,6 +167,7 @@ class DPOSettings(StrictModel):
     data: PreferenceData
     algorithm: DPOAlgorithm = DPOAlgorithm()
     trainer: TrainerSettings = TrainerSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
     def _no_idle_setting(self) -> "DPOSettings":
@@ -193,6 +198,7 @@ class RewardModelSettings(StrictModel):
     data: RewardModelData
     algorithm: RewardModelAlgorithm = RewardModelAlgorithm()
     trainer: TrainerSettings = TrainerSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
 
 class AlarmSettings(StrictModel):
@@ -234,6 +240,7 @@ class GRPOSettings(StrictModel):
     algorithm: GRPOAlgorithm = GRPOAlgorithm()
     overlap: OverlapSettings = OverlapSettings()
     trainer: GRPOTrainerSettings = GRPOTrainerSettings()
+    cluster: OnlineClusterSettings = OnlineClusterSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "GRPOSettings":
@@ -245,6 +252,7 @@ class GRPOSettings(StrictModel):
             raise ValueError("data.train is required: only a server that env.server names makes tasks; set data.train=...")
         if (self.data.rollouts or self.data.groups) is not None and self.algorithm.old_logprobs == "trainer":
             raise ValueError("algorithm.old_logprobs=trainer: the policy that played stored rollouts is gone; set it to sampler")
+        self._check_cluster()
         stale = self.overlap.max_staleness > 0 and self.algorithm.correction == "none"
         if stale and self.algorithm.old_logprobs == "trainer":
             raise ValueError(
@@ -258,6 +266,18 @@ class GRPOSettings(StrictModel):
             raise ValueError(f"sampler.lockstep needs env.concurrency >= {num_rollouts}, {what}, got {self.env.concurrency}")
         check_effects(OF_SECTIONS, {name: getattr(self, name) for name in ("data", "env", "sampler", "overlap")})
         return self
+
+    def _check_cluster(self) -> None:
+        """Raises ValueError for roles that nothing asks for, and for vLLM without an address."""
+        sampler, roles = self.sampler, self.cluster
+        if sampler.kind == "vllm" and not sampler.url and not roles.sampler.count:
+            raise ValueError("sampler.kind=vllm needs sampler.url, such as [http://127.0.0.1:8000], or cluster.sampler.count")
+        if roles.sampler.count and (sampler.kind != "vllm" or sampler.url):
+            raise ValueError("cluster.sampler.count starts vLLM servers: set sampler.kind=vllm, and leave out sampler.url")
+        if roles.collectors.count and self.data.is_stored:
+            raise ValueError("cluster.collectors.count has no effect on data that is stored: nobody plays; leave it out")
+        if roles.collectors.count and self.env is not None and self.env.played_by != "us":
+            raise ValueError("cluster.collectors.count has no effect where NeMo Gym's agents play; leave it out")
 
 
 TrainSettings = SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings

@@ -8,6 +8,7 @@ import orjson
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.io.jsonl import parse_line, read_lines
+from gym_bridge.io.run_directory import PLACEMENT
 from gym_bridge.io.step_records import STEPS, read_step, recorded_steps
 from gym_bridge.schemas.seams import TrainStep
 from gym_bridge.schemas.settings import GRPOSettings
@@ -49,7 +50,7 @@ def check_same_training(run: Path, settings: GRPOSettings, *, digests: Mapping[s
     recorded = recorded_identity(run)
     before, now = recorded["settings"], settings.model_dump(mode="json")
     same: dict[str, Sequence[str]] = {
-        "policy": [name for name in now["policy"] if name != "model"],
+        "policy": [name for name in now["policy"] if name not in {"model", *PLACEMENT}],
         "algorithm": [*now["algorithm"]],
     }
     if "max_steps" in _section(before, "trainer"):  # it stands there where the learning rate falls over the run's steps

@@ -46,7 +46,7 @@ class Counting:
         """Nothing to release."""
 
 
-def open_player(url: str, *, deadly: bool = False, max_attempts: int = 1) -> LocalPlayer:
+def open_player(url: str, sampler: None = None, *, deadly: bool = False, max_attempts: int = 1) -> LocalPlayer:
     """What each worker plays with. It waits for an hour before a second attempt."""
     http = HttpClient()
     loop = TurnLoop(endpoint=Counting(deadly=deadly), limits=Limits(), seed=0)
@@ -139,9 +139,9 @@ def test_a_worker_that_dies_idle_is_noticed_by_the_next_unit():
             try:
                 first, second = plan([counter_task()], num_repeats=2)
                 await pool.play((first,), never)
-                for worker in pool._workers:
-                    worker.process.kill()
-                    await asyncio.to_thread(worker.process.wait)
+                for _, process in pool._workers:
+                    process.kill()
+                    await asyncio.to_thread(process.wait)
                 await asyncio.wait_for(pool.play((second,), never), 20)
             finally:
                 await pool.close()
@@ -150,7 +150,7 @@ def test_a_worker_that_dies_idle_is_noticed_by_the_next_unit():
         asyncio.run(run())
 
 
-def refuse_to_open() -> LocalPlayer:
+def refuse_to_open(sampler: None) -> LocalPlayer:
     raise ConfigError("--header: expected 'Name: value'")
 
 

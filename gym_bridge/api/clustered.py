@@ -1,0 +1,173 @@
+"""Trainings whose processes Ray places: those who train, vLLM servers and collectors, as `cluster` asks."""
+
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from gym_bridge.api.models import model_directory
+from gym_bridge.cluster.commands import Command, Place, own_modules, passed_on, python
+from gym_bridge.errors import PolicyError
+from gym_bridge.io.jsonl import written_aside
+from gym_bridge.io.run_directory import RunDirectory
+from gym_bridge.io.signals import noted
+from gym_bridge.schemas.cluster_settings import ClusterSettings, OnlineClusterSettings, RoleSettings, SamplerRole
+from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from gym_bridge.trainers.loop import TrainResult
+
+VERBS = {SFTSettings: "sft", DPOSettings: "dpo", RewardModelSettings: "rm", GRPOSettings: "grpo"}
+COLLECT = "import sys; from pathlib import Path; from gym_bridge.rollouts.shards import serve; serve(Path(sys.argv[1]))"
+
+
+class ClusterFiles:
+    """What the processes of a run share, in its directory."""
+
+    def __init__(self, run: Path):
+        self.run = run.resolve()
+        self.config = self.run / "cluster" / "config.yaml"
+        """The settings of those who train."""
+        self.result = self.run / "cluster" / "result.json"
+        """What the training came to."""
+        self.collectors = self.run / "cluster" / "collectors.json"
+        """Where collectors find who they play for."""
+
+    def log(self, role: str, index: int) -> Path:
+        """Where the lines of a process go."""
+        return self.run / "logs" / f"{role}-{index}.log"
+
+    def write_result(self, result: "TrainResult") -> None:
+        """Tell the command that has started the processes."""
+        told = {"steps": result.steps, "stopped": result.stopped, "metrics": result.metrics}
+        with written_aside(self.result) as file:
+            file.write(json.dumps({**told, "checkpoint": str(result.checkpoint) if result.checkpoint else None}).encode())
+
+    def read_result(self) -> "TrainResult":
+        """What they told."""
+        from gym_bridge.trainers.loop import TrainResult
+
+        found = json.loads(self.result.read_bytes())
+        checkpoint = found.pop("checkpoint")
+        return TrainResult(**found, checkpoint=None if checkpoint is None else Path(checkpoint))
+
+
+def train_on_ray(settings: TrainSettings) -> "TrainResult":
+    """Start the processes of a training, keep them until it has ended, and tell what it came to.
+
+    Ctrl-C and SIGTERM save and end it. Raises ConfigError for a cluster that is not there or too small, PolicyError when the
+    training fails.
+    """
+    from gym_bridge.cluster.ray_places import RayPlaces
+    from gym_bridge.cluster.supervisor import Supervisor
+
+    files, cluster = ClusterFiles(settings.trainer.output), settings.cluster
+    for left in (files.result, files.collectors):
+        left.unlink(missing_ok=True)
+    roles: dict[str, RoleSettings] = {"policy": cluster.policy}
+    services = []
+    if isinstance(cluster, OnlineClusterSettings):
+        roles |= {"sampler": cluster.sampler, "collectors": cluster.collectors}
+        model = model_directory(settings.policy.model)
+        services = [
+            ("sampler", partial(_servers, cluster, cluster.sampler, model, files), cluster.sampler.count),
+            ("collectors", partial(_collectors, cluster, cluster.collectors, files), cluster.collectors.count),
+        ]
+    with RayPlaces(cluster, roles) as places, noted(signal.SIGTERM) as terminated:
+        run = RunDirectory(files.run)
+        supervisor = Supervisor(
+            places,
+            trainers=lambda found: _trainers(settings, files, found, supervisor.service_places("sampler")),
+            num_trainers=cluster.policy.count,
+            services=services,
+            progress=run.last_checkpoint,
+            max_restarts=cluster.max_restarts,
+        )
+        try:
+            code = supervisor.run(stopping=terminated)
+        finally:
+            supervisor.close()
+    if code or not files.result.exists():
+        raise PolicyError(f"{_last_line(files.log('policy', 0)) or f'exit code {code}'} (all of it: {files.run / 'logs'})")
+    return files.read_result()
+
+
+def _trainers(settings: TrainSettings, files: ClusterFiles, places: Sequence[Place], samplers: Sequence[Place]) -> list[Command]:
+    """Those who train, as torchrun would start them; the first one hosts the store in which they meet."""
+    values = settings.model_dump(mode="json")
+    values["trainer"]["output"] = str(files.run)
+    if samplers:
+        values["sampler"]["url"] = [f"http://{one.address}:{one.port}" for one in samplers]
+        values["cluster"]["sampler"]["count"] = 0
+    with written_aside(files.config) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode())
+    role, alone = settings.cluster.policy, len(places) == 1
+    argv = [*python(role.python), "-m", "gym_bridge", "train", VERBS[type(settings)], "--config", str(files.config), "--quiet"]
+    return [
+        _command(
+            settings.cluster,
+            role,
+            argv,
+            log=files.log("policy", rank),
+            variables={} if alone else _among(rank, places, sees_own_gpus=role.gpus > 0),
+        )
+        for rank, _ in enumerate(places)
+    ]
+
+
+def _among(rank: int, places: Sequence[Place], *, sees_own_gpus: bool) -> dict[str, str]:
+    """What torchrun tells a process of the others."""
+    machines = [one.address for one in places]
+    local = 0 if sees_own_gpus else machines[:rank].count(machines[rank])
+    told = {"RANK": rank, "WORLD_SIZE": len(places), "LOCAL_RANK": local}
+    return {**{name: str(value) for name, value in told.items()}, "MASTER_ADDR": machines[0], "MASTER_PORT": str(places[0].port)}
+
+
+def _servers(
+    cluster: ClusterSettings, role: SamplerRole, model: Path, files: ClusterFiles, places: Sequence[Place]
+) -> list[Command]:
+    return [
+        _command(
+            cluster,
+            role,
+            [
+                *python(role.python),
+                *("-m", "vllm.entrypoints.openai.api_server", "--model", str(model.resolve()), "--seed", str(index)),
+                *("--host", place.address, "--port", str(place.port), "--enable-scale-out", *role.args),
+            ],
+            log=files.log("sampler", index),
+            ours=role.python is None,
+            variables={"VLLM_SERVER_DEV_MODE": "1"},
+        )
+        for index, place in enumerate(places)
+    ]
+
+
+def _collectors(cluster: ClusterSettings, role: RoleSettings, files: ClusterFiles, places: Sequence[Place]) -> list[Command]:
+    argv = [*python(role.python), "-c", COLLECT, str(files.collectors)]
+    return [_command(cluster, role, argv, log=files.log("collectors", index)) for index, _ in enumerate(places)]
+
+
+def _command(
+    cluster: ClusterSettings,
+    role: RoleSettings,
+    argv: Sequence[str],
+    *,
+    log: Path,
+    ours: bool = True,
+    variables: Mapping[str, str] = {},
+) -> Command:
+    modules = own_modules() if ours else {}
+    env = {**passed_on(), **modules, **variables, **cluster.env, **role.env}
+    return Command(argv=argv, env=env, directory=Path.cwd(), log=log)
+
+
+def _last_line(log: Path) -> str:
+    """What the command line said at its end."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = [line.partition(": ")[2] for line in lines if line.startswith("gym-bridge: ")]
+    return said[-1] if said else ""

@@ -1,0 +1,164 @@
+"""Places for processes on a Ray cluster: reserved together, and taken again when a process is replaced."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gym_bridge.cluster.commands import ADDRESS_VARIABLE, Command, Place
+from gym_bridge.cluster.kept import shell_code
+from gym_bridge.errors import ConfigError, missing_extra
+from gym_bridge.schemas.cluster_settings import ClusterSettings, RoleSettings
+
+log = logging.getLogger(__name__)
+
+RESERVING_S = 120.0
+"""How long Ray may take to set aside what was asked for, where the cluster has it."""
+REACHING_S = 10.0
+STORE_BYTES = 100 * 2**20
+"""Ray's object store on this machine: processes say nothing to each other through it."""
+
+
+class Keeper:
+    """In Ray's worker on the machine of a process: starts it, waits for it and ends it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def place(self) -> Place:
+        """Its machine's address, and a port that is free."""
+        import ray
+
+        with socket.socket() as found:
+            found.bind(("", 0))
+            return Place(address=ray.util.get_node_ip_address(), port=found.getsockname()[1])
+
+    def run(self, command: Command) -> int:
+        """The exit code of the command, once it has ended; 128 and more for a signal."""
+        directory = command.directory if command.directory.is_dir() else Path.home()
+        environment = {**os.environ, **command.env, ADDRESS_VARIABLE: self.place().address}
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        with command.log.open("ab") as lines, self._lock:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "gym_bridge.cluster.kept", *command.argv],
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=lines,
+                stderr=lines,
+                start_new_session=True,
+            )
+        return shell_code(self._process.wait())
+
+    def stop(self, grace_s: float) -> None:
+        """End it: SIGTERM, and after so many seconds SIGKILL."""
+        with self._lock:
+            process = self._process
+        if process is None or process.poll() is not None:
+            return
+        if grace_s:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace_s)
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+class RayPlaces:
+    """Places of all roles in one placement group, for as long as a `with` block lasts."""
+
+    def __init__(self, settings: ClusterSettings, roles: Mapping[str, RoleSettings]):
+        self._settings, self._roles = settings, {name: role for name, role in roles.items() if role.count}
+        names = [name for name, role in self._roles.items() for _ in range(role.count)]
+        self._bundle_of = {(name, names[:at].count(name)): at for at, name in enumerate(names)}
+        self._bundles = [_resources(self._roles[name]) for name in names]
+        self._group: Any = None
+
+    def __enter__(self) -> "RayPlaces":
+        """Connect and reserve. Raises ConfigError for a cluster that is not there, or has too little."""
+        try:
+            import ray
+        except ImportError:
+            raise missing_extra("cluster.kind=ray", "ray") from None
+        address = self._settings.address
+        quiet = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if address == "local" else {}
+        if address == "local":  # one machine: processes share its CPUs as they would without Ray
+            quiet["num_cpus"] = max(os.cpu_count() or 1, int(sum(one["CPU"] for one in self._bundles)) + 1)
+        try:
+            _check_reachable(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"cluster.address={address}: no Ray cluster there ({_first_line(error)}); start one with ray start --head, or set "
+                "cluster.address=local"
+            ) from error
+        try:
+            self._reserve()
+        except BaseException:
+            ray.shutdown()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import ray
+
+        with suppress(Exception):
+            ray.util.remove_placement_group(self._group)
+        ray.shutdown()
+
+    def keeper(self, role: str, index: int) -> Any:
+        """A new actor in the place of the role's process of this index, wherever Ray has it by now."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        settings = self._roles[role]
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=self._bundle_of[role, index]
+        )
+        image = {"runtime_env": {"image_uri": settings.image}} if settings.image else {}
+        options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_concurrency": 4, **image}
+        return ray.remote(Keeper).options(scheduling_strategy=strategy, **options).remote()
+
+    def _reserve(self) -> None:
+        import ray
+
+        there = ray.cluster_resources()
+        for kind in ("CPU", "GPU"):
+            asked = sum(one.get(kind, 0) for one in self._bundles)
+            if asked > there.get(kind, 0):
+                raise ConfigError(
+                    f"the roles of cluster ask for {asked:g} {kind}s, and the cluster has {there.get(kind, 0):g}; lower the "
+                    f"counts, or {kind.lower()}s of the roles, or add machines"
+                )
+        self._group = ray.util.placement_group(self._bundles, strategy=self._settings.placement)
+        if not self._group.wait(RESERVING_S):
+            raise ConfigError(
+                f"Ray cannot place what the roles of cluster ask for within {RESERVING_S:g} s: no machine is large enough, or "
+                f"others use them; try another cluster.placement than {self._settings.placement}"
+            )
+
+
+def _resources(role: RoleSettings) -> dict[str, float]:
+    """What a process of the role asks for; Ray takes no empty bundle."""
+    found = {"CPU": role.cpus, "GPU": role.gpus}
+    return {kind: amount for kind, amount in found.items() if amount} or {"CPU": 0.001}
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT, for which Ray would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=REACHING_S).close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
