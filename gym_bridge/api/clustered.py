@@ -16,12 +16,11 @@ from gym_bridge.io.jsonl import written_aside
 from gym_bridge.io.run_directory import RunDirectory
 from gym_bridge.io.signals import noted
 from gym_bridge.schemas.cluster_settings import ClusterSettings, OnlineClusterSettings, RoleSettings, SamplerRole
-from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
+from gym_bridge.schemas.settings import SETTINGS, TrainSettings
 
 if TYPE_CHECKING:
     from gym_bridge.trainers.loop import TrainResult
 
-VERBS = {SFTSettings: "sft", DPOSettings: "dpo", RewardModelSettings: "rm", GRPOSettings: "grpo"}
 COLLECT = "import sys; from pathlib import Path; from gym_bridge.rollouts.shards import serve; serve(Path(sys.argv[1]))"
 
 
@@ -106,7 +105,8 @@ def _trainers(settings: TrainSettings, files: ClusterFiles, places: Sequence[Pla
     with written_aside(files.config) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode())
     role, alone = settings.cluster.policy, len(places) == 1
-    argv = [*python(role.python), "-m", "gym_bridge", "train", VERBS[type(settings)], "--config", str(files.config), "--quiet"]
+    verb = next(name for name, kind in SETTINGS.items() if isinstance(settings, kind))
+    argv = [*python(role.python), "-m", "gym_bridge", "train", verb, "--config", str(files.config), "--quiet"]
     return [
         _command(
             settings.cluster,

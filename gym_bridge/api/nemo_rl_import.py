@@ -18,9 +18,8 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.io.jsonl import written_aside
 from gym_bridge.schemas.nemo_rl_key import ALGORITHMS, Verb
 from gym_bridge.schemas.nemo_rl_keys import find_key
-from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
+from gym_bridge.schemas.settings import SETTINGS
 
-SETTINGS = {"sft": SFTSettings, "dpo": DPOSettings, "rm": RewardModelSettings, "grpo": GRPOSettings}
 OPAQUE = (
     *("policy.scheduler", "value.scheduler", "policy.tokenizer.chat_template_kwargs", "value.tokenizer.chat_template_kwargs"),
     *("data.val_data_paths", "on_policy_distillation.teacher_model_by_agent_name"),

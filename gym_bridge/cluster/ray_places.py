@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 RESERVING_S = 120.0
 """How long Ray may take to set aside what was asked for, where the cluster has it."""
 REACHING_S = 10.0
+JOINING_S = 120.0
+"""How long machines that were started with the cluster may take to join it."""
+TOKEN = Path("~/.ray/auth_token").expanduser()
 STORE_BYTES = 100 * 2**20
 """Ray's object store on this machine: processes say nothing to each other through it."""
 
@@ -85,8 +89,10 @@ class RayPlaces:
 
     def __enter__(self) -> "RayPlaces":
         """Connect and reserve. Raises ConfigError for a cluster that is not there, or has too little."""
+        _use_token()
         try:
             import ray
+            from ray.exceptions import RayError
         except ImportError:
             raise missing_extra("cluster.kind=ray", "ray") from None
         address = self._settings.address
@@ -96,7 +102,7 @@ class RayPlaces:
         try:
             _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             raise ConfigError(
                 f"cluster.address={address}: no Ray cluster there ({_first_line(error)}); start one with ray start --head, or set "
                 "cluster.address=local"
@@ -131,14 +137,11 @@ class RayPlaces:
     def _reserve(self) -> None:
         import ray
 
-        there = ray.cluster_resources()
-        for kind in ("CPU", "GPU"):
-            asked = sum(one.get(kind, 0) for one in self._bundles)
-            if asked > there.get(kind, 0):
-                raise ConfigError(
-                    f"the roles of cluster ask for {asked:g} {kind}s, and the cluster has {there.get(kind, 0):g}; lower the "
-                    f"counts, or {kind.lower()}s of the roles, or add machines"
-                )
+        deadline = time.monotonic() + (0.0 if self._settings.address == "local" else JOINING_S)
+        while (missing := self._missing(ray.cluster_resources())) is not None:
+            if time.monotonic() >= deadline:
+                raise ConfigError(missing)
+            time.sleep(1.0)
         self._group = ray.util.placement_group(self._bundles, strategy=self._settings.placement)
         if not self._group.wait(RESERVING_S):
             raise ConfigError(
@@ -146,11 +149,29 @@ class RayPlaces:
                 f"others use them; try another cluster.placement than {self._settings.placement}"
             )
 
+    def _missing(self, there: Mapping[str, float]) -> str | None:
+        """What the roles ask for and the machines that have joined do not have."""
+        for kind in ("CPU", "GPU"):
+            asked, have = sum(one.get(kind, 0) for one in self._bundles), there.get(kind, 0)
+            if asked > have:
+                return (
+                    f"the roles of cluster ask for {asked:g} {kind}s, and the cluster has {have:g}; lower the counts, or "
+                    f"{kind.lower()}s of the roles, or add machines"
+                )
+        return None
+
 
 def _resources(role: RoleSettings) -> dict[str, float]:
     """What a process of the role asks for; Ray takes no empty bundle."""
     found = {"CPU": role.cpus, "GPU": role.gpus}
     return {kind: amount for kind, amount in found.items() if amount} or {"CPU": 0.001}
+
+
+def _use_token() -> None:
+    """Show the cluster the token that `ray start` has laid down here; before Ray is imported, which reads it then."""
+    kept = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or TOKEN.exists()
+    if kept:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _check_reachable(address: str) -> None:

@@ -26,6 +26,7 @@ from gym_bridge.schemas.rl_settings import (
 __all__ = [
     "ONLY_WITH",
     "PREFERENCE_LOSSES",
+    "SETTINGS",
     "AlarmSettings",
     "ClusterSettings",
     "CriticSettings",
@@ -282,3 +283,5 @@ class GRPOSettings(StrictModel):
 
 TrainSettings = SFTSettings | DPOSettings | RewardModelSettings | GRPOSettings
 """Settings of any `gym-bridge train` verb."""
+SETTINGS: dict[str, type[TrainSettings]] = {"sft": SFTSettings, "dpo": DPOSettings, "rm": RewardModelSettings, "grpo": GRPOSettings}
+"""Their classes by verb."""

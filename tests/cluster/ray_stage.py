@@ -45,6 +45,13 @@ class Training:
             time.sleep(0.05)
 
 
+def stand_in(directory: Path, name: str, script: str) -> None:
+    """A command of this name, in place of one that this machine lacks."""
+    path = directory / name
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
 def processes_with(*words: str, variable: str = "") -> list[int]:
     """Ids of the processes whose command line has these words, and whose environment this variable; not those that keep others."""
     found = []

@@ -68,6 +68,7 @@ def test_a_working_directory_of_modules_named_as_ours_shadows_none_and_its_own_a
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["cluster.address=auto"], "cluster.address=auto: no Ray cluster there"),
         (["cluster.address=127.0.0.1:1"], "cluster.address=127.0.0.1:1: no Ray cluster there"),
         (["cluster.policy.gpus=1"], "the roles of cluster ask for 2 GPUs, and the cluster has 0"),
         (["policy.model=nowhere"], "nowhere"),
