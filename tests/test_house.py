@@ -15,7 +15,7 @@ TORCH_ROOMS = (
 HEAVY = ("torch", "transformers", "vllm", "ray")
 DOORS = {
     "rollouts/attempts.py": 1,  # one rollout
-    "rollouts/remote_player.py": 2,  # one worker: what breaks a unit, or a call of the sampler, reaches whoever waits for it
+    "rollouts/remote_player.py": 4,  # one worker: what breaks its start, a unit, a call or an answer reaches whoever waits for it
     "resource_servers/http.py": 1,  # one server request
     "policy/samplers/local.py": 1,  # one worker: what breaks a batch reaches each of its callers
     "cli/main.py": 1,  # the CLI

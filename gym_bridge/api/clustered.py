@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from gym_bridge.api.models import model_directory
 from gym_bridge.cluster.commands import Command, Place, own_modules, passed_on, python
-from gym_bridge.errors import PolicyError
+from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.io.jsonl import written_aside
 from gym_bridge.io.run_directory import RunDirectory
 from gym_bridge.io.signals import noted
 from gym_bridge.schemas.cluster_settings import ClusterSettings, OnlineClusterSettings, RoleSettings, SamplerRole
-from gym_bridge.schemas.settings import SETTINGS, TrainSettings
+from gym_bridge.schemas.settings import SETTINGS, GRPOSettings, TrainSettings
 
 if TYPE_CHECKING:
     from gym_bridge.trainers.loop import TrainResult
@@ -55,6 +55,13 @@ class ClusterFiles:
         return TrainResult(**found, checkpoint=None if checkpoint is None else Path(checkpoint))
 
 
+def check_processes(settings: TrainSettings) -> None:
+    """Raises ConfigError where those who train cannot cut layers as the settings ask."""
+    together, count = settings.policy.tensor_parallel_size, settings.cluster.policy.count
+    if count % together:
+        raise ConfigError(f"policy.tensor_parallel_size={together}: cluster.policy.count={count} is no multiple of it; change one")
+
+
 def train_on_ray(settings: TrainSettings) -> "TrainResult":
     """Start the processes of a training, keep them until it has ended, and tell what it came to.
 
@@ -64,6 +71,7 @@ def train_on_ray(settings: TrainSettings) -> "TrainResult":
     from gym_bridge.cluster.ray_places import RayPlaces
     from gym_bridge.cluster.supervisor import Supervisor
 
+    check_processes(settings)
     files, cluster = ClusterFiles(settings.trainer.output), settings.cluster
     for left in (files.result, files.collectors):
         left.unlink(missing_ok=True)
@@ -80,7 +88,7 @@ def train_on_ray(settings: TrainSettings) -> "TrainResult":
         run = RunDirectory(files.run)
         supervisor = Supervisor(
             places,
-            trainers=lambda found: _trainers(settings, files, found, supervisor.service_places("sampler")),
+            trainers=lambda found: _trainers(settings, files, found, supervisor.service_places),
             num_trainers=cluster.policy.count,
             services=services,
             progress=run.last_checkpoint,
@@ -95,11 +103,14 @@ def train_on_ray(settings: TrainSettings) -> "TrainResult":
     return files.read_result()
 
 
-def _trainers(settings: TrainSettings, files: ClusterFiles, places: Sequence[Place], samplers: Sequence[Place]) -> list[Command]:
+def _trainers(
+    settings: TrainSettings, files: ClusterFiles, places: Sequence[Place], of_service: Callable[[str], Sequence[Place]]
+) -> list[Command]:
     """Those who train, as torchrun would start them; the first one hosts the store in which they meet."""
     values = settings.model_dump(mode="json")
     values["trainer"]["output"] = str(files.run)
-    if samplers:
+    _check_server(settings, places[0], of_service("collectors"))
+    if samplers := of_service("sampler"):
         values["sampler"]["url"] = [f"http://{one.address}:{one.port}" for one in samplers]
         values["cluster"]["sampler"]["count"] = 0
     with written_aside(files.config) as file:
@@ -117,6 +128,17 @@ def _trainers(settings: TrainSettings, files: ClusterFiles, places: Sequence[Pla
         )
         for rank, _ in enumerate(places)
     ]
+
+
+def _check_server(settings: TrainSettings, first: Place, collectors: Sequence[Place]) -> None:
+    """Raises ConfigError where collectors are to ask a server that listens on another machine's loopback."""
+    env = settings.env if isinstance(settings, GRPOSettings) else None
+    elsewhere = sorted({one.address for one in collectors} - {first.address})
+    if env is not None and env.server is not None and "://" not in env.server and elsewhere:
+        raise ConfigError(
+            f"env.server={env.server} is started on {first.address} for that machine alone, and collectors run on {elsewhere[0]} "
+            "too: serve it where all reach it (gym-bridge serve), and set env.server to its URL"
+        )
 
 
 def _among(rank: int, places: Sequence[Place], *, sees_own_gpus: bool) -> dict[str, str]:

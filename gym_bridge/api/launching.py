@@ -1,5 +1,6 @@
 """Trainings started elsewhere: scripts and manifests out of their settings, handed to Slurm, Kubernetes or the hosts."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from gym_bridge.api.clustered import check_processes
 from gym_bridge.cluster.launch_scripts import Launch, hosts_script, kubernetes_manifest, local_script, slurm_script
 from gym_bridge.errors import ConfigError, ServerError
 from gym_bridge.schemas.cluster_settings import OnlineClusterSettings
@@ -18,8 +20,6 @@ from gym_bridge.schemas.settings import TrainSettings
 SUBMITTED: Mapping[Where, Sequence[str]] = {
     "slurm": ("sbatch",),
     "kubernetes": ("kubectl", "apply", "-f", "-"),
-    "hosts": ("bash",),
-    "local": ("bash",),
 }
 """What takes the text on its stdin."""
 
@@ -61,7 +61,12 @@ def launch_text(where: Where, settings: LaunchSettings, training: TrainSettings,
 
 
 def submit(where: Where, text: str) -> str:
-    """Hand it over, and return what was said. Raises ConfigError where the tool for it is not here, ServerError when it refuses."""
+    """Hand it over, and return what was said; a script for the hosts or this machine takes the place of this process.
+
+    Raises ConfigError where the tool for it is not here, ServerError when it refuses.
+    """
+    if where in ("hosts", "local"):
+        os.execvp("bash", ["bash", "-c", text])
     command = SUBMITTED[where]
     if shutil.which(command[0]) is None:
         raise ConfigError(f"--submit: no {command[0]} here; leave it out, and take the text to a machine that has it")
@@ -79,6 +84,7 @@ def _check_room(launch: Launch, training: TrainSettings) -> None:
         if count % together:
             raise ConfigError(f"policy.tensor_parallel_size={together}: {count} processes would be started; change --gpus-per-node")
         return
+    check_processes(training)
     cluster: Any = training.cluster
     roles = [cluster.policy]
     if isinstance(cluster, OnlineClusterSettings):

@@ -95,6 +95,7 @@ def slurm_script(launch: Launch, *, time: str, partition: str | None, account: s
         "#!/usr/bin/env bash",
         *head,
         "set -euo pipefail",
+        f"export SRUN_CPUS_PER_TASK={launch.cpus_per_node}",
         f"mkdir -p {shlex.quote(launch.logs)}",
         f"cd {shlex.quote(launch.directory)}",
         'mapfile -t machines < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
@@ -107,7 +108,7 @@ def slurm_script(launch: Launch, *, time: str, partition: str | None, account: s
 def _slurm_torchrun(launch: Launch) -> list[str]:
     meeting = f'--rdzv-endpoint "$address:{MEETING_PORT}"'
     line = launch.torchrun(f"--nnodes {launch.nodes}", '--rdzv-id "$SLURM_JOB_ID"', "--rdzv-backend c10d", meeting)
-    return [f"srun --kill-on-bad-exit=1 {line} &", *_handing_on_sigterm()]
+    return [f"srun --kill-on-bad-exit=1 {line} &", *_handing_on_sigterm('scancel --signal=TERM "$SLURM_JOB_ID"')]
 
 
 def _slurm_ray(launch: Launch) -> list[str]:
@@ -125,16 +126,16 @@ def _slurm_ray(launch: Launch) -> list[str]:
         'for machine in "${machines[@]:1}"; do',
         f"    {on_machine} {launch.ray('start', f'--address {at_port}', size)} &",
         "done",
-        f"{on_first} {launch.command(f'cluster.address={at_port}')} &",
-        *_handing_on_sigterm(),
+        f"{launch.command(f'cluster.address={at_port}')} &",  # here: srun would end it at SIGTERM
+        *_handing_on_sigterm('kill -TERM "$training"'),
     ]
 
 
-def _handing_on_sigterm() -> list[str]:
-    """Waits for what was started last, which SIGTERM is handed on to, and ends the rest."""
+def _handing_on_sigterm(hand_on: str) -> list[str]:
+    """Waits for what was started last, to which `hand_on` hands on SIGTERM, and ends the rest."""
     return [
         "training=$!",
-        "trap 'kill -TERM \"$training\"' TERM",
+        f"trap '{hand_on}' TERM",
         "code=0",
         'wait "$training" || code=$?',
         'while kill -0 "$training" 2> /dev/null; do code=0; wait "$training" || code=$?; done',
@@ -167,9 +168,9 @@ def hosts_script(launch: Launch, hosts: Sequence[str]) -> str:
         gpus = f"--num-gpus {launch.gpus_per_node}" if launch.gpus_per_node else ""
         own = f"env {launch.with_token}"
         stops = [f"{_ssh(host, launch.ray('stop'))} || true" for host in hosts]
-        lines += ["end() {", *(f"    {one}" for one in stops), "}", "trap end EXIT", _ssh(first, launch.making_token())]
+        lines += ["end() {", *(f"    {one}" for one in stops), "}", _ssh(first, launch.making_token())]
         head = launch.ray("start", "--head", f"--node-ip-address {address}", f"--port {RAY_PORT}", gpus)
-        lines.append(_ssh(first, f"{own} {head}"))
+        lines += [_ssh(first, f"{own} {head}"), "trap end EXIT"]
         lines += _until(_ssh(first, f"{own} {launch.ray('health-check', f'--address {address}:{RAY_PORT}')}"), "Ray's head")
         lines += [_ssh(host, f"{own} {launch.ray('start', f'--address {address}:{RAY_PORT}', gpus)}") for host in hosts[1:]]
         lines.append(_ssh(first, f"{own} {launch.command(f'cluster.address={address}:{RAY_PORT}')}", launch, tty=True))
@@ -192,7 +193,7 @@ def hosts_script(launch: Launch, hosts: Sequence[str]) -> str:
 def _ssh(host: str, line: str, launch: Launch | None = None, *, tty: bool = False) -> str:
     """The line on a host; with `tty` it ends with the connection."""
     inside = line if launch is None else f"cd {shlex.quote(launch.directory)} && {line}"
-    return f"ssh {'-tt ' if tty else ''}-o BatchMode=yes {shlex.quote(host)} {shlex.quote(inside)}"
+    return f"ssh {'-tt' if tty else '-n'} -o BatchMode=yes {shlex.quote(host)} {shlex.quote(inside)}"
 
 
 def kubernetes_manifest(launch: Launch, *, image: str, memory: str, claim: str | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
         self._lock = threading.Lock()
 
     def place(self) -> Place:
@@ -51,6 +52,8 @@ class Keeper:
         environment = {**os.environ, **command.env, ADDRESS_VARIABLE: self.place().address}
         command.log.parent.mkdir(parents=True, exist_ok=True)
         with command.log.open("ab") as lines, self._lock:
+            if self._stopped:
+                return shell_code(-signal.SIGTERM)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "gym_bridge.cluster.kept", *command.argv],
                 cwd=directory,
@@ -65,7 +68,7 @@ class Keeper:
     def stop(self, grace_s: float) -> None:
         """End it: SIGTERM, and after so many seconds SIGKILL."""
         with self._lock:
-            process = self._process
+            process, self._stopped = self._process, True
         if process is None or process.poll() is not None:
             return
         if grace_s:

@@ -15,11 +15,13 @@ log = logging.getLogger(__name__)
 
 GONE = 255
 """Stands for the exit code of a process that went with its worker or machine."""
+STOPPED = -1
+"""Stands for the exit code of a process that was stopped because of another one."""
 KILLED = 128
 """Exit codes from here on tell of a signal, and not of an error that would come again."""
 TOGETHER_S = 30.0
 """How long the others of those who train may take to end after the first."""
-GRACE_S = 60.0
+GRACE_S = 300.0
 """How long those who train have to save, after SIGTERM."""
 SOON_S, MAX_IN_A_ROW = 60.0, 5
 """A process that ends so soon after its start, so often in a row, will not come up."""
@@ -85,8 +87,8 @@ class Supervisor:
             if all(one.code is None for one in self._trainers):
                 continue
             codes = self._codes()
-            if codes[0] == 0 or told or not any(code >= KILLED for code in codes):
-                return next((code for code in codes if 0 < code < KILLED), codes[0])
+            if (code := exit_code(codes, told=told)) is not None:
+                return code
             now = self._progress()
             restarts, last = (1 if now != last else restarts + 1), now
             if restarts > self._max_restarts:
@@ -101,9 +103,10 @@ class Supervisor:
         """End all that runs; those who train save first."""
         import ray
 
-        stops = [one.keeper.stop.remote(GRACE_S) for one in self._trainers if one.code is None]
-        stops += [one.keeper.stop.remote(5.0) for one in self._services.values()]
-        ray.wait(stops, num_returns=len(stops), timeout=GRACE_S + 10) if stops else None
+        for processes, grace_s in ((self._trainers, GRACE_S), (self._services.values(), 5.0)):  # saving may need the others
+            stops = [one.keeper.stop.remote(grace_s) for one in processes if one.code is None]
+            if stops:
+                ray.wait(stops, num_returns=len(stops), timeout=grace_s + 10)
         for one in (*self._trainers, *self._services.values()):
             ray.kill(one.keeper)
 
@@ -146,7 +149,10 @@ class Supervisor:
 
     def _move(self, member: tuple[str, int]) -> None:
         """A new worker for a process, at the same port where it is on the same machine."""
-        before = self._ready.pop(member)[1]
+        import ray
+
+        lost, before = self._ready.pop(member)
+        ray.kill(lost)
         self._placed(member)
         keeper, place = self._ready[member]
         if place.address == before.address:
@@ -162,8 +168,8 @@ class Supervisor:
         for one in self._trainers:
             if one.code is None:
                 one.keeper.stop.remote(0.0)
-                one.code = 0  # it did nothing wrong
-        return [one.code or 0 for one in self._trainers]
+                one.code = STOPPED
+        return [STOPPED if one.code is None else one.code for one in self._trainers]
 
     def _look(self) -> None:
         """Note who has ended."""
@@ -175,6 +181,18 @@ class Supervisor:
         done, _ = ray.wait(list(running), num_returns=len(running), timeout=LOOK_S)
         for reference in done:
             running[reference].code = _code(reference)
+
+
+def exit_code(codes: Sequence[int], *, told: bool) -> int | None:
+    """What the training has ended with, by the exit codes of those who train; None where they go on from the last checkpoint.
+
+    `told`: they were told to end.
+    """
+    if codes[0] == 0:
+        return 0
+    if not told and any(code >= KILLED for code in codes):
+        return None
+    return next((code for code in codes if 0 < code < KILLED), 1)
 
 
 def _run(keeper: Any, command: Command) -> _Process:

@@ -113,10 +113,11 @@ def peak_flops(device_name: str) -> float | None:
 class Utilisation:
     """Says what share of the device's peak a step's FLOPs are; nothing where the peak is not known."""
 
-    def __init__(self, module: PreTrainedModel, *, device: torch.device, compute_dtype: torch.dtype):
+    def __init__(self, module: PreTrainedModel, *, device: torch.device, compute_dtype: torch.dtype, num_devices: int = 1):
+        """`num_devices`: those that compute each layer together."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"device {device.type!r}"
         self.peak = peak_flops(name) if compute_dtype == torch.bfloat16 else None
-        self._module = module
+        self._module, self._num_devices = module, num_devices
         self._flops = 0.0
         if self.peak is None:
             log.info("mfu is left out: no peak FLOP/s is known of %s in %s", name, compute_dtype)
@@ -138,4 +139,4 @@ class Utilisation:
 
     def metrics(self, *, seconds: float) -> dict[str, float]:
         """`mfu` of the step, which took `seconds`, between 0 and 1; empty where the peak is not known."""
-        return {} if self.peak is None else {"mfu": self._flops / (seconds * self.peak)}
+        return {} if self.peak is None else {"mfu": self._flops / (seconds * self.peak * self._num_devices)}

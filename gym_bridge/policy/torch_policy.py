@@ -86,7 +86,8 @@ class TorchPolicy:
             checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
         with optimizer_memory_told(settings):
             self.masters = MasterWeights(self.module, settings, compute_dtype=self.compute_dtype)
-        self.utilisation = Utilisation(self.module, device=self.device, compute_dtype=self.compute_dtype)
+        together = settings.tensor_parallel_size
+        self.utilisation = Utilisation(self.module, device=self.device, compute_dtype=self.compute_dtype, num_devices=together)
         self.version = 0
         self._loaded: Path | None = None
         self._reference: FrozenModel | None = None

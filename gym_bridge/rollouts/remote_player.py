@@ -22,7 +22,7 @@ from gym_bridge.schemas.tokens import Completion, SampleKey, SamplingParams
 
 OPENING = 0
 """Number of the frame that opens the player, and of the answer that tells why it cannot play."""
-HUNG_UP = (asyncio.IncompleteReadError, ConnectionError)
+HUNG_UP = (asyncio.IncompleteReadError, OSError)
 Subject = Literal["open", "play", "retried", "last", "sample", "sampled", "dropped"]
 
 
@@ -101,10 +101,14 @@ class RemotePlayer:
     async def _read_answers(self) -> None:
         """Hand out what the other end sends; when it is gone, everyone who waits for it, now or later, hears so."""
         try:
-            while True:
+            while self.died is None:
                 self._hear(await _read(self._reader))
         except HUNG_UP:
             self._die(await self._cause())
+        except GymBridgeError as error:
+            self._die(error)
+        except Exception as error:  # whoever waits for it would wait for ever
+            self._die(ServerError(f"an answer cannot be read: {type(error).__name__}: {error}", url="a worker"))
 
     def _hear(self, frame: Frame) -> None:
         if frame.about == "sample":
@@ -211,9 +215,12 @@ async def _opened(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sa
     try:
         return open_player(sampler if samples else None), whole_rows
     except GymBridgeError as error:
-        _write(writer, Frame(OPENING, "last", error))
-        while True:
-            await _read(reader)
+        refusal = error
+    except Exception as error:  # the door of a worker: the other end would ask others in vain
+        refusal = ServerError(f"a worker cannot play: {type(error).__name__}: {error}", url=f"process {os.getpid()}")
+    _write(writer, Frame(OPENING, "last", refusal))
+    while True:
+        await _read(reader)
 
 
 async def _answer(

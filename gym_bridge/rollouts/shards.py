@@ -34,6 +34,8 @@ GREETING_S = 10.0
 SILENT_S = 120
 """A peer that has been cut off for so long is gone."""
 BETWEEN_TRIES_S = 0.5
+MAX_GONE = 5
+"""A rollout that so many collectors did not survive is what ends them."""
 POOL, SHARD = b"pool", b"shard"
 
 
@@ -75,7 +77,7 @@ class ShardPool:
     async def play(self, unit: Unit, retried: Retried) -> Sequence[Rollout]:
         """As `Player.play`. Raises ServerError as well when there has been no shard for `patience_s` seconds, and what keeps a
         shard from playing."""
-        num_told = 0
+        num_told = num_gone = 0
 
         def tell(rollouts: Sequence[Rollout]) -> None:
             nonlocal num_told
@@ -88,6 +90,10 @@ class ShardPool:
             try:
                 last = await shard.play(left, tell, trusted=self._trusted)
             except ShardGoneError as error:
+                num_gone += 1
+                if num_gone == MAX_GONE:
+                    keys = ", ".join(str(tuple(one.key)) for one in unit)
+                    raise ServerError(f"{num_gone} collectors have ended while they played {keys}", url=str(self._board)) from error
                 log.warning("%s; its rollouts are played again", error)
                 continue
             self._trusted |= bool(last) and all(one.failure is None for one in last)

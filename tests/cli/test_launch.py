@@ -115,6 +115,7 @@ def test_the_manifest_is_one_of_kuberays(gym_bridge):
     [
         (["slurm", "grpo", *GRPO, "policy.learning_rate=1"], "unknown key 'policy.learning_rate'"),
         (["slurm", "grpo", *GRPO, *RAY, "cluster.policy.gpus=1"], "the roles of cluster ask for 2 GPUS"),
+        (["slurm", "grpo", *GRPO, *RAY, "policy.tensor_parallel_size=3"], "cluster.policy.count=2 is no multiple of it"),
         (["slurm", "grpo", *GRPO, "policy.tensor_parallel_size=2"], "policy.tensor_parallel_size=2: 1 processes would be started"),
         (["kubernetes", "grpo", *GRPO, *RAY], "launch kubernetes needs --image"),
         (["kubernetes", "grpo", *GRPO, "--image", "it"], "set cluster.kind=ray"),

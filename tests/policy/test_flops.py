@@ -93,6 +93,11 @@ def test_utilisation_is_flops_a_second_over_the_peak_and_left_out_where_that_is_
         meter.count(torch.arange(2), num_trained=1)
     flops = 6 * LLAMA * 6 + 6 * HEAD * 3 + 12 * 2 * 4 * 8 * (16 + 4)
     assert meter.metrics(seconds=2.0) == pytest.approx({"mfu": flops / 2e9})
+    together = Utilisation(load_module(tiny_llama, device=CPU), device=CPU, compute_dtype=torch.bfloat16, num_devices=4)
+    together.peak = 1e9
+    together.count(torch.arange(4), num_trained=2)
+    together.count(torch.arange(2), num_trained=1)
+    assert together.metrics(seconds=2.0) == pytest.approx({"mfu": flops / 8e9})
 
 
 def test_peak_memory_is_that_of_the_process_so_far():

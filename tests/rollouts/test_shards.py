@@ -22,7 +22,7 @@ from gym_bridge.rollouts.limits import Limits
 from gym_bridge.rollouts.plan import plan
 from gym_bridge.rollouts.players import LocalPlayer, Retries
 from gym_bridge.rollouts.sessions.seed_verify import SeedVerify
-from gym_bridge.rollouts.shards import NONCE_BYTES, ShardPool
+from gym_bridge.rollouts.shards import MAX_GONE, NONCE_BYTES, ShardPool
 from gym_bridge.rollouts.turn_loop import TurnLoop
 from gym_bridge.schemas.rollouts import FailureType
 from gym_bridge.schemas.seams import Turn, Usage
@@ -150,6 +150,32 @@ def test_what_a_dead_shard_leaves_is_played_again_by_those_that_come_and_told_on
     assert sorted(last) == [(task, index) for task in range(20) for index in range(2)]
     assert [(one.key, one.attempt, one.failure) for one in last.values() if one.reward != 1.0] == []
     assert {one.attempt for one in last.values() if one.key.task_index == 3} == {1}
+
+
+def open_deadly_player(url, max_attempts, sampler):
+    class Deadly(Asking):
+        async def turn(self, request):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    http = HttpClient()
+    loop = TurnLoop(endpoint=Deadly(sampler), limits=Limits(), seed=0)
+    return LocalPlayer(Attempts(environment=SeedVerify(url=url, http=http, loop=loop, request_timeout_s=20.0), timeout_s=20.0))
+
+
+def test_a_rollout_that_ends_every_collector_is_not_played_without_end(tmp_path):
+    async def run():
+        board = tmp_path / "board"
+        async with serving_counter() as (url, _):
+            made = ShardPool(partial(open_deadly_player, url, 1), board=board, host="127.0.0.1", sampler=Twos())
+            collector = RolloutCollector(made, concurrency=FixedConcurrency(1))
+            try:
+                async with shards(board, MAX_GONE):
+                    return [one async for one in collector.rollouts(plan([counter_task()], num_repeats=1))]
+            finally:
+                await collector.close()
+
+    with pytest.raises(ServerError, match=r"5 collectors have ended while they played \(0, 0\)"):
+        asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_without_any_shard_the_play_ends_and_says_where_they_are_expected(tmp_path):
