@@ -15,13 +15,12 @@ from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.io.jsonl import written_aside
 from gym_bridge.io.run_directory import RunDirectory
 from gym_bridge.io.signals import noted
+from gym_bridge.rollouts.shards import CODE
 from gym_bridge.schemas.cluster_settings import ClusterSettings, OnlineClusterSettings, RoleSettings, SamplerRole
 from gym_bridge.schemas.settings import SETTINGS, GRPOSettings, TrainSettings
 
 if TYPE_CHECKING:
     from gym_bridge.trainers.loop import TrainResult
-
-COLLECT = "import sys; from pathlib import Path; from gym_bridge.rollouts.shards import serve; serve(Path(sys.argv[1]))"
 
 
 class ClusterFiles:
@@ -170,7 +169,7 @@ def _servers(
 
 
 def _collectors(cluster: ClusterSettings, role: RoleSettings, files: ClusterFiles, places: Sequence[Place]) -> list[Command]:
-    argv = [*python(role.python), "-c", COLLECT, str(files.collectors)]
+    argv = [*python(role.python), "-c", CODE, str(files.collectors)]
     return [_command(cluster, role, argv, log=files.log("collectors", index)) for index, _ in enumerate(places)]
 
 

@@ -101,7 +101,7 @@ class RayPlaces:
         address = self._settings.address
         quiet = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if address == "local" else {}
         if address == "local":  # one machine: processes share its CPUs as they would without Ray
-            quiet["num_cpus"] = max(os.cpu_count() or 1, int(sum(one["CPU"] for one in self._bundles)) + 1)
+            quiet["num_cpus"] = max(os.cpu_count() or 1, int(sum(one.get("CPU", 0) for one in self._bundles)) + 1)
         try:
             _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **quiet)
@@ -119,8 +119,9 @@ class RayPlaces:
 
     def __exit__(self, *error: object) -> None:
         import ray
+        from ray.exceptions import RayError
 
-        with suppress(Exception):
+        with suppress(RayError):
             ray.util.remove_placement_group(self._group)
         ray.shutdown()
 

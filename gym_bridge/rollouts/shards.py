@@ -28,6 +28,8 @@ from gym_bridge.schemas.seams import Sampler
 
 log = logging.getLogger(__name__)
 
+CODE = "import sys; from pathlib import Path; from gym_bridge.rollouts.shards import serve; serve(Path(sys.argv[1]))"
+"""What a Python runs to be a shard; its argument is the file to read."""
 NONCE_BYTES = 32
 GREETING_S = 10.0
 """How long the two ends may take to prove themselves."""

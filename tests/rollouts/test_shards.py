@@ -22,14 +22,13 @@ from gym_bridge.rollouts.limits import Limits
 from gym_bridge.rollouts.plan import plan
 from gym_bridge.rollouts.players import LocalPlayer, Retries
 from gym_bridge.rollouts.sessions.seed_verify import SeedVerify
-from gym_bridge.rollouts.shards import MAX_GONE, NONCE_BYTES, ShardPool
+from gym_bridge.rollouts.shards import CODE, MAX_GONE, NONCE_BYTES, ShardPool
 from gym_bridge.rollouts.turn_loop import TurnLoop
 from gym_bridge.schemas.rollouts import FailureType
 from gym_bridge.schemas.seams import Turn, Usage
 from gym_bridge.schemas.tokens import Completion, SamplingParams
 from tests.rollouts.stage import called, counter_task, said, serving_counter
 
-CODE = "import sys; from pathlib import Path; from gym_bridge.rollouts.shards import serve; serve(Path(sys.argv[1]))"
 PARAMS = SamplingParams(max_tokens=1, stop_token_ids=())
 
 
