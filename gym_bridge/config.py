@@ -6,6 +6,7 @@ A key that no model knows is refused with the nearest known one.
 """
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,11 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
         options = [field.annotation, *getattr(field.annotation, "__args__", ())]
         here = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
     return list(here.model_fields) if here is not None else []
+
+
+def cache_directory() -> Path:
+    """Where fetched files are kept: `$GYM_BRIDGE_CACHE`, else `~/.cache/gym-bridge`."""
+    return Path(os.environ.get("GYM_BRIDGE_CACHE") or Path.home() / ".cache" / "gym-bridge")
 
 
 def load_object(path: str) -> Any:

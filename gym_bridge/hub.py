@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from gym_bridge.config import cache_directory
 from gym_bridge.errors import ConfigError, missing_extra, nearest
 from gym_bridge.io.run_directory import model_directory_of, models_beside
 
@@ -42,11 +42,6 @@ REGISTRY = {
         description="SmolLM2-135M-Instruct (Apache-2.0), 4-bit GGUF",
     )
 }
-
-
-def cache_directory() -> Path:
-    """Where fetched models are kept: `$GYM_BRIDGE_CACHE`, else `~/.cache/gym-bridge`."""
-    return Path(os.environ.get("GYM_BRIDGE_CACHE") or Path.home() / ".cache" / "gym-bridge")
 
 
 def resolve(name: str) -> Path:

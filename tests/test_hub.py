@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gym_bridge.config import cache_directory
 from gym_bridge.errors import ConfigError
-from gym_bridge.hub import EMBEDDED, REGISTRY, WheelModel, cache_directory, resolve
+from gym_bridge.hub import EMBEDDED, REGISTRY, WheelModel, resolve
 
 
 def write_wheel(directory: Path, distribution: str, version: str, member: str, content: bytes) -> Path:

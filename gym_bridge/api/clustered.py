@@ -35,9 +35,12 @@ class ClusterFiles:
         self.collectors = self.run / "cluster" / "collectors.json"
         """Where collectors find who they play for."""
 
+        self.logs = self.run / "logs"
+        """Where the lines of all processes go."""
+
     def log(self, role: str, index: int) -> Path:
         """Where the lines of a process go."""
-        return self.run / "logs" / f"{role}-{index}.log"
+        return self.logs / f"{role}-{index}.log"
 
     def write_result(self, result: "TrainResult") -> None:
         """Tell the command that has started the processes."""
@@ -68,6 +71,7 @@ def train_on_ray(settings: TrainSettings) -> "TrainResult":
     training fails.
     """
     from gym_bridge.cluster.ray_places import RayPlaces
+    from gym_bridge.cluster.services import Services
     from gym_bridge.cluster.supervisor import Supervisor
 
     check_processes(settings)
@@ -81,15 +85,19 @@ def train_on_ray(settings: TrainSettings) -> "TrainResult":
         model = model_directory(settings.policy.model)
         services = [
             ("sampler", partial(_servers, cluster, cluster.sampler, model, files), cluster.sampler.count),
-            ("collectors", partial(_collectors, cluster, cluster.collectors, files), cluster.collectors.count),
+            (
+                "collectors",
+                partial(collectors_of, cluster, cluster.collectors, files.collectors, files.logs),
+                cluster.collectors.count,
+            ),
         ]
     with RayPlaces(cluster, roles) as places, noted(signal.SIGTERM) as terminated:
-        run = RunDirectory(files.run)
+        run, beside = RunDirectory(files.run), Services(places, services)
         supervisor = Supervisor(
             places,
-            trainers=lambda found: _trainers(settings, files, found, supervisor.service_places),
+            trainers=lambda found: _trainers(settings, files, found, beside.places),
             num_trainers=cluster.policy.count,
-            services=services,
+            services=beside,
             progress=run.last_checkpoint,
             max_restarts=cluster.max_restarts,
         )
@@ -98,7 +106,7 @@ def train_on_ray(settings: TrainSettings) -> "TrainResult":
         finally:
             supervisor.close()
     if code or not files.result.exists():
-        raise PolicyError(f"{_last_line(files.log('policy', 0)) or f'exit code {code}'} (all of it: {files.run / 'logs'})")
+        raise PolicyError(f"{_last_line(files.log('policy', 0)) or f'exit code {code}'} (all of it: {files.logs})")
     return files.read_result()
 
 
@@ -168,9 +176,10 @@ def _servers(
     ]
 
 
-def _collectors(cluster: ClusterSettings, role: RoleSettings, files: ClusterFiles, places: Sequence[Place]) -> list[Command]:
-    argv = [*python(role.python), "-c", CODE, str(files.collectors)]
-    return [_command(cluster, role, argv, log=files.log("collectors", index)) for index, _ in enumerate(places)]
+def collectors_of(cluster: ClusterSettings, role: RoleSettings, board: Path, logs: Path, places: Sequence[Place]) -> list[Command]:
+    """A collector for each place, that plays for whoever `board` names; its lines go to a file in `logs`."""
+    argv = [*python(role.python), "-c", CODE, str(board)]
+    return [_command(cluster, role, argv, log=logs / f"collectors-{index}.log") for index, _ in enumerate(places)]
 
 
 def _command(

@@ -14,19 +14,20 @@ from gym_bridge.io.digests import digest_file
 from gym_bridge.io.jsonl import read_jsonl
 from gym_bridge.io.materialized_inputs import check_inputs
 from gym_bridge.io.progress import Progress
-from gym_bridge.io.rollout_log import RolloutLog, sibling
+from gym_bridge.io.remote_files import fetch, log_elsewhere
+from gym_bridge.io.rollout_log import RolloutLog, log_files, sibling, tokens_of
 from gym_bridge.rollouts.rows import AGENT_REF
 from gym_bridge.schemas.play_settings import CollectSettings, RunSettings
+from gym_bridge.schemas.remote_names import shown
 from gym_bridge.schemas.rollouts import FAILURE_CLASS, Ledger
 
 if TYPE_CHECKING:
     from gym_bridge.rollouts.stopping import Stop
 
-LOG_SUFFIXES = ("_failures.jsonl", "_materialized_inputs.jsonl", "_manifest.json")
 NOT_OF_THE_ROLLOUTS = frozenset(
     {
         *("input", "output", "overwrite", "adopt", "model", "model_url", "header", "device"),
-        *("concurrency", "workers", "max_attempts", "patience_s", "request_timeout_s", "rollout_timeout_s"),
+        *("concurrency", "workers", "ray", "max_attempts", "patience_s", "request_timeout_s", "rollout_timeout_s"),
         *("time_budget_s", "token_budget", "cost_budget", "input_price", "output_price"),
         *("max_failure_rate", "max_consecutive_failures"),
     }
@@ -56,8 +57,14 @@ def collect(settings: CollectSettings, *, quiet: bool = True) -> CollectResult:
 
 
 def play(settings: RunSettings, *, title: str, quiet: bool) -> CollectResult:
-    """What `collect` and `eval` do."""
+    """What `collect` and `eval` do. Files behind URLs are fetched before and sent after."""
     _check_files(settings)
+    fetch(settings.input)
+    with log_elsewhere(log_files(settings.output), tokens_of(settings.output)):
+        return _play(settings, title=title, quiet=quiet)
+
+
+def _play(settings: RunSettings, *, title: str, quiet: bool) -> CollectResult:
     tasks = RequestedRollouts(settings)
     num_requested = sum(1 for _ in tasks.all_keys())
     adopt = isinstance(settings, CollectSettings) and settings.adopt
@@ -95,11 +102,18 @@ def _play_unfinished(settings: RunSettings, log: RolloutLog, progress: Progress)
         _check_cohorts(settings, target)
         log.write_inputs(one.row for one in tasks.planned())
         in_process = target.dialect != "agent" and not settings.model_url
+        if in_process and settings.ray is not None:
+            raise ConfigError(f"--ray {settings.ray}: a model in this process is played by one; give --model-url")
         sampler = stack.enter_context(open_sampler(settings)) if in_process else None
+        far = None
+        if settings.ray is not None:
+            from gym_bridge.api.far_collectors import far_collectors
+
+            far = stack.enter_context(far_collectors(settings))
         stack.enter_context(progress)
 
         async def run() -> "Stop | None":
-            collector = open_collector(settings, target, sampler, trusted=log.num_with_reward > 0)
+            collector = open_collector(settings, target, sampler, far=far, trusted=log.num_with_reward > 0)
             try:
                 return await collect_into(
                     log,
@@ -138,9 +152,9 @@ def check_ended(log: RolloutLog, ledger: Ledger, stop: "Stop | None", *, where: 
 
 
 def _check_files(settings: RunSettings) -> None:
-    of_the_log = (settings.output, *(sibling(settings.output, suffix) for suffix in LOG_SUFFIXES))
-    if settings.input.resolve() in (path.resolve() for path in of_the_log):
-        raise ConfigError(f"--input {settings.input} is a file of the log at --output {settings.output}; choose another --output")
+    if settings.input.resolve() in (path.resolve() for path in log_files(settings.output)):
+        names = f"--input {shown(settings.input)} is a file of the log at --output {shown(settings.output)}"
+        raise ConfigError(f"{names}; choose another --output")
 
 
 def _identity(settings: RunSettings) -> dict[str, Any]:

@@ -19,15 +19,22 @@ from gym_bridge.rollouts.workers import WorkerPool
 from gym_bridge.schemas.play_settings import CollectSettings, PlaySettings
 
 if TYPE_CHECKING:
+    from gym_bridge.api.far_collectors import FarCollectors
     from gym_bridge.policy.samplers.local import LocalSampler
 
 MAX_AUTO_CONCURRENCY = 4096
 
 
 def open_collector(
-    settings: PlaySettings, target: Target, sampler: "LocalSampler | None", *, trusted: bool = False
+    settings: PlaySettings,
+    target: Target,
+    sampler: "LocalSampler | None",
+    *,
+    far: "FarCollectors | None" = None,
+    trusted: bool = False,
 ) -> RolloutCollector:
-    """The collector of a run; `sampler` plays where it is given. To be closed in the event loop that collects.
+    """The collector of a run; `sampler` plays where it is given, or the collectors `far`. To be closed in the event loop that
+    collects.
 
     `trusted` says that rollouts have succeeded before: then nothing that turns one away can be a wrong setting.
     """
@@ -35,21 +42,25 @@ def open_collector(
     if workers > 1 and sampler is not None:
         raise ConfigError(f"--workers {workers}: a model in this process is played by one; give --model-url")
     player: Player
-    if workers > 1:
-        player = WorkerPool(partial(_open_in_worker, settings, target), num_workers=workers, trusted=trusted)
+    open_there, beside = partial(_open_in_worker, settings, target), []
+    if far is not None:
+        player, beside = far.pool(open_there, trusted=trusted), [far.keep]
+    elif workers > 1:
+        player = WorkerPool(open_there, num_workers=workers, trusted=trusted)
     else:
         player = open_player(settings, target, sampler)
         if trusted:
             player.trust()
     if isinstance(wanted, int):
-        return RolloutCollector(player, concurrency=FixedConcurrency(wanted), cohorts=target.cohorts, preflight=not trusted)
+        fixed = FixedConcurrency(wanted)
+        return RolloutCollector(player, concurrency=fixed, cohorts=target.cohorts, preflight=not trusted, beside=beside)
     load = ServerLoad(settings.model_url, HttpClient())
     return RolloutCollector(
         player,
         concurrency=AutoConcurrency(largest=MAX_AUTO_CONCURRENCY, pressure=load),
         cohorts=target.cohorts,
         preflight=not trusted,
-        beside=[load.watch] if settings.model_url else [],
+        beside=[*beside, *([load.watch] if settings.model_url else [])],
     )
 
 

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from gym_bridge.api.models import model_directory
 from gym_bridge.io.jsonl import write_jsonl
+from gym_bridge.io.remote_files import fetched_rows, send
+from gym_bridge.schemas.remote_names import mirrored
 from gym_bridge.schemas.transform_settings import TransformSettings
+from gym_bridge.transforms.plan import outputs_of, reports_of
 
 if TYPE_CHECKING:
     from gym_bridge.resource_servers.base import Split
@@ -17,17 +20,31 @@ if TYPE_CHECKING:
 
 
 def transform(inputs: Sequence[Path], settings: TransformSettings, *, quiet: bool = True) -> "TransformReport":
-    """Turn rollouts files into one dataset. Raises ConfigError when no row is left, DataError for a bad row."""
+    """Turn rollouts files into one dataset; of a directory its shards, here or behind a URL. With `settings.ray` Ray reads and
+    converts.
+
+    Raises ConfigError when no row is left, DataError for a bad row.
+    """
     from gym_bridge.transforms.engine import transform_files
 
-    return transform_files(inputs, settings, quiet=quiet)
+    files = fetched_rows(map(mirrored, inputs))
+    if settings.ray is None:
+        report = transform_files(files, settings, quiet=quiet)
+    else:
+        from gym_bridge.cluster.ray_workers import RayWorkers
+
+        with RayWorkers(settings.ray, num=settings.workers) as workers:
+            report = transform_files(files, settings, workers=workers, quiet=quiet)
+    for path in (*outputs_of(settings), *reports_of(settings)):
+        send(path)
+    return report
 
 
 def transform_columns(inputs: Sequence[Path]) -> list["Column"]:
     """The columns that `--where` knows: ours, then those that the first rows of `inputs` have of their own."""
     from gym_bridge.transforms.engine import columns_of
 
-    return columns_of(inputs)
+    return columns_of(fetched_rows(map(mirrored, inputs)))
 
 
 def audit(path: Path, *, model: str, settings: "AuditSettings | None" = None) -> "AuditReport":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from gym_bridge.api.collecting import play
 from gym_bridge.errors import ServerError
 from gym_bridge.io.jsonl import read_jsonl, written_aside
+from gym_bridge.io.remote_files import send
 from gym_bridge.io.rollout_log import sibling
 from gym_bridge.schemas.play_settings import EvalSettings
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Row
@@ -20,8 +21,10 @@ def evaluate(settings: EvalSettings, *, quiet: bool = True) -> "EvalSummary":
     if not (result.ledger.completed or result.ledger.truncated):
         raise ServerError(f"no task was played: {result.stopped}; {result.ledger.describe()}", url=str(settings.output))
     summary = summarize_file(settings.output).model_copy(update={"num_not_played": result.ledger.not_attempted})
-    with written_aside(sibling(settings.output, "_summary.json")) as file:
+    told = sibling(settings.output, "_summary.json")
+    with written_aside(told) as file:
         file.write(summary.model_dump_json(indent=2).encode())
+    send(told)
     return summary
 
 

@@ -11,7 +11,8 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.io.digests import digest_file
 from gym_bridge.io.jsonl import read_jsonl
 from gym_bridge.io.progress import Progress
-from gym_bridge.io.rollout_log import RolloutLog, sibling
+from gym_bridge.io.remote_files import fetch, log_elsewhere
+from gym_bridge.io.rollout_log import RolloutLog, log_files, sibling, tokens_of
 from gym_bridge.rollouts import event_loop
 from gym_bridge.rollouts.attempts import Attempts
 from gym_bridge.rollouts.collecting import collect_into
@@ -48,6 +49,13 @@ def reverify(settings: ReverifySettings, *, quiet: bool = True) -> ReverifyResul
     """
     if settings.output.resolve() == settings.input.resolve():
         raise ConfigError("--output is the file that is read; choose another --output")
+    for path in (settings.input, sibling(settings.input, "_failures.jsonl")):
+        fetch(path, optional=path != settings.input)
+    with log_elsewhere(log_files(settings.output), tokens_of(settings.output)):
+        return _reverify(settings, quiet=quiet)
+
+
+def _reverify(settings: ReverifySettings, *, quiet: bool) -> ReverifyResult:
     if not settings.force:
         asyncio.run(_check(settings.server))
     identity = {"rollouts_sha256": digest_file(settings.input), "server": settings.server, "only": settings.only}

@@ -19,7 +19,7 @@ from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSe
 if TYPE_CHECKING:
     from gym_bridge.schemas.seams import LossFn
     from gym_bridge.schemas.tokens import TrainingSequence
-    from gym_bridge.tokens.sample_files import SampleReader, Unit
+    from gym_bridge.tokens.sample_files import Unit
     from gym_bridge.trainers.epochs import EpochSource
     from gym_bridge.trainers.loop import TrainResult
     from gym_bridge.trainers.offline_data import TrainData
@@ -92,7 +92,8 @@ def _train(settings: TrainSettings, *, quiet: bool) -> "TrainResult":
     return result
 
 
-def _total_steps(settings: OfflineSettings, data: "TrainData") -> int:
+def total_steps(settings: OfflineSettings, data: "TrainData") -> int:
+    """Updates of the whole run."""
     algorithm = settings.algorithm
     of_data = data.train.ends_of_epochs(batch_size=algorithm.batch_size, epochs=algorithm.epochs)[-1]
     return min(of_data, settings.trainer.max_steps or of_data)
@@ -126,10 +127,25 @@ def _train_epochs(
         )
 
 
-def _load_data(settings: OfflineSettings, reader: "SampleReader", model: Path) -> "TrainData":
-    from gym_bridge.hub import cache_directory
+def read_data(settings: OfflineSettings, model: Path) -> "TrainData":
+    """What a training reads, tokenised for the model in the directory `model`. Raises as `load_data`."""
+    from gym_bridge.config import cache_directory
     from gym_bridge.trainers.offline_data import load_data
 
+    renderer = renderer_of(settings.policy, model)
+    match settings:
+        case SFTSettings():
+            from gym_bridge.trainers.sft import sft_reader
+
+            reader = sft_reader(settings.data, renderer)
+        case DPOSettings():
+            from gym_bridge.trainers.dpo import pair_reader
+
+            reader = pair_reader(settings.data, renderer)
+        case RewardModelSettings():
+            from gym_bridge.trainers.reward_model import scored_pair_reader
+
+            reader = scored_pair_reader(settings.data, renderer)
     return load_data(settings.data, reader, model=model, cache=cache_directory() / "tokens")
 
 
@@ -149,26 +165,26 @@ def _validation(sets: "Mapping[str, Sequence[Unit]]", loss_fn: "LossFn", setting
 
 
 def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
-    from gym_bridge.trainers.sft import SFTSource, sft_loss, sft_reader
+    from gym_bridge.trainers.sft import SFTSource, sft_loss
 
     loss_fn, model = sft_loss(settings.algorithm), model_directory(settings.policy.model)
-    data = _load_data(settings, sft_reader(settings.data, renderer_of(settings.policy, model)), model)
+    data = read_data(settings, model)
     source = SFTSource(data.train, settings, num_shares=num_shares(settings.policy.tensor_parallel_size))
     validation = _validation(data.validation, loss_fn, settings)
-    begun = begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data))
+    begun = begin(settings, model, digests=data.digests, total_steps=total_steps(settings, data))
     return _train_epochs("train sft", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)
 
 
 def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
     from gym_bridge.policy.loading import resolve_device, resolve_dtype
     from gym_bridge.policy.reference import with_ref_logprobs
-    from gym_bridge.trainers.dpo import WITHOUT_REFERENCE, Baseline, DPOSource, pair_reader, preference_loss, with_reference
+    from gym_bridge.trainers.dpo import WITHOUT_REFERENCE, Baseline, DPOSource, preference_loss, with_reference
 
     baseline = Baseline()
     loss_fn = preference_loss(settings.algorithm, baseline=baseline)
     model = model_directory(settings.policy.model)
-    data = _load_data(settings, pair_reader(settings.data, renderer_of(settings.policy, model)), model)
-    begun = begin(settings, model, digests=data.digests, total_steps=_total_steps(settings, data))
+    data = read_data(settings, model)
+    begun = begin(settings, model, digests=data.digests, total_steps=total_steps(settings, data))
     policy = begun.policy
 
     def refer(sequences: "Sequence[TrainingSequence]") -> "list[TrainingSequence]":
@@ -195,13 +211,13 @@ def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
 
 def _train_reward_model(settings: RewardModelSettings, *, quiet: bool) -> "TrainResult":
     from gym_bridge.tokens.tokenizer import padding_id
-    from gym_bridge.trainers.reward_model import RewardModelSource, read_at_the_end, reward_model_loss, scored_pair_reader
+    from gym_bridge.trainers.reward_model import RewardModelSource, read_at_the_end, reward_model_loss
 
     loss_fn, model = reward_model_loss(settings.algorithm), model_directory(settings.policy.model)
-    data = _load_data(settings, scored_pair_reader(settings.data, renderer_of(settings.policy, model)), model)
-    total_steps = _total_steps(settings, data)
-    opened = partial(open_backend, settings.policy, model, total_steps=total_steps, head="scalar")
-    begun = begin(settings, model, digests=data.digests, total_steps=total_steps, open_policy=opened)
+    data = read_data(settings, model)
+    num_steps = total_steps(settings, data)
+    opened = partial(open_backend, settings.policy, model, total_steps=num_steps, head="scalar")
+    begun = begin(settings, model, digests=data.digests, total_steps=num_steps, open_policy=opened)
     pad_id = padding_id(model)
     source = RewardModelSource(data.train, settings, pad_id=pad_id, num_shares=num_shares(settings.policy.tensor_parallel_size))
     held_out = {name: read_at_the_end(pairs, pad_id) for name, pairs in data.validation.items()}

@@ -10,6 +10,7 @@ from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import validate
 from gym_bridge.schemas.play_settings import CollectSettings
+from gym_bridge.schemas.remote_names import shown
 
 
 @click.command(
@@ -23,7 +24,7 @@ def command(quiet: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(
             {
-                "output": str(result.output),
+                "output": shown(result.output),
                 "mean_reward": result.mean_reward,
                 "ledger": result.ledger,
                 "stopped": result.stopped,
@@ -31,6 +32,6 @@ def command(quiet: bool, as_json: bool, **options: Any) -> None:
         )
         return
     reward = "no reward yet" if math.isnan(result.mean_reward) else f"mean reward {result.mean_reward:.4f}"
-    click.echo(f"{result.output}: {result.ledger.describe()}; {reward}")
+    click.echo(f"{shown(result.output)}: {result.ledger.describe()}; {reward}")
     if result.stopped is not None:
         click.echo(f"stopped early: {result.stopped}; the same command goes on with a new budget")

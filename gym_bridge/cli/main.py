@@ -24,6 +24,7 @@ VERBS = {
     "prep": "Resolve placeholders in task files, check the rows and write them in shards.",
     "nemo-rl": "Write NeMo RL's config for a dataset, start its training, or read its config as ours.",
     "train": "Train a policy (sft, dpo, grpo) or a reward model (rm).",
+    "plan": "Tell what memory and time a training will need, before it starts.",
     "launch": "Start a training on Slurm, Kubernetes or hosts: print the script, or submit it.",
     "checkpoint": "Export, import and inspect models: Hugging Face, DCP, NeMo RL's checkpoints, LoRA adapters.",
     "eval": "Play held-out tasks and report rewards with honest intervals.",

@@ -9,6 +9,8 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from gym_bridge.schemas.remote_names import FileName, mirrored
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -43,7 +45,7 @@ def output_options(command: Command) -> Command:
 
 def _option(name: str, field: FieldInfo, *, required: bool) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
-    kind = _plain(field.annotation)
+    kind = str if _may_be_url(field) else _plain(field.annotation)
     default = None if field.is_required() or field.default_factory else field.default
     text = " ".join((field.description or "").split())
     if default not in (None, ()) and kind is not bool:
@@ -53,6 +55,13 @@ def _option(name: str, field: FieldInfo, *, required: bool) -> Callable[[Command
     if get_origin(kind) is tuple:
         return click.option(flag, type=_click_type(get_args(kind)[0]), multiple=True, help=text)
     return click.option(flag, type=_click_type(kind), required=required, help=text)
+
+
+def _may_be_url(field: FieldInfo) -> bool:
+    """Whether the settings tell a URL from a path themselves; click would make one of it."""
+    return FileName in (field.annotation, *get_args(field.annotation)) or mirrored in (
+        getattr(one, "func", None) for one in field.metadata
+    )
 
 
 def _plain(annotation: Any) -> Any:

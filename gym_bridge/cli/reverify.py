@@ -9,6 +9,7 @@ from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import validate
 from gym_bridge.schemas.play_settings import ReverifySettings
+from gym_bridge.schemas.remote_names import shown
 
 
 @click.command(
@@ -23,9 +24,9 @@ def command(quiet: bool, as_json: bool, **options: Any) -> None:
 
     result = reverify(validate(ReverifySettings, given(options)), quiet=quiet)
     if as_json:
-        print_json({**asdict(result), "output": str(result.output)})
+        print_json({**asdict(result), "output": shown(result.output)})
         return
-    click.echo(f"{result.output}: {result.ledger.describe()}")
+    click.echo(f"{shown(result.output)}: {result.ledger.describe()}")
     if result.mean_before is not None:
         click.echo(f"mean reward {result.mean_before:.4f} before, {result.mean_after:.4f} now; {result.num_changed} changed")
     if result.num_new:

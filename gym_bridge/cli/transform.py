@@ -1,6 +1,5 @@
 """`gym-bridge transform`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +8,7 @@ from gym_bridge.api import data
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.cli.printing import print_json, print_table
 from gym_bridge.config import validate
+from gym_bridge.schemas.remote_names import mirrored, shown
 from gym_bridge.schemas.transform_settings import TransformSettings
 from gym_bridge.transforms.plan import outputs_of
 
@@ -17,14 +17,16 @@ NEEDED = ("to", "output")
 
 
 @click.command("transform", epilog="Example: gym-bridge transform runs/x/rollouts.jsonl --to sft --output sft.jsonl")
-@click.argument("rollouts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("rollouts", nargs=-1, required=True, metavar="ROLLOUTS...")
 @click.option("--columns", is_flag=True, help="List the names that --where, --reward and --where-group know for ROLLOUTS, and end.")
 @settings_options(TransformSettings, not_required=NEEDED)
 @output_options
-def command(rollouts: tuple[Path, ...], columns: bool, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Turn ROLLOUTS files (plain, .gz, .zst, or - for stdin) into one dataset, and account for every row."""
+def command(rollouts: tuple[str, ...], columns: bool, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Turn ROLLOUTS (files or directories of them, plain, .gz, .zst, - for stdin, or URLs) into one dataset, and account for every
+    row."""
+    inputs = [mirrored(one) for one in rollouts]
     if columns:
-        known = data.transform_columns(rollouts)
+        known = data.transform_columns(inputs)
         if as_json:
             print_json([{"name": one.name, "type": one.type, "about": one.about} for one in known])
         else:
@@ -33,12 +35,12 @@ def command(rollouts: tuple[Path, ...], columns: bool, quiet: bool, as_json: boo
     if missing := [name for name in NEEDED if options[name] is None]:
         raise click.UsageError(f"Missing option '--{missing[0]}'.")
     settings = settings_of(options)
-    report = data.transform(rollouts, settings, quiet=quiet)
+    report = data.transform(inputs, settings, quiet=quiet)
     if as_json:
         print_json(report.model_dump())
     else:
         rows, _, notes = report.describe().partition("\n")
-        click.echo(f"{' and '.join(map(str, outputs_of(settings)))}: {rows}")
+        click.echo(f"{' and '.join(map(shown, outputs_of(settings)))}: {rows}")
         if notes and not quiet:
             click.echo(notes)
 

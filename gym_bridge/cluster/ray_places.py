@@ -9,23 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from gym_bridge.cluster.commands import ADDRESS_VARIABLE, Command, Place
 from gym_bridge.cluster.kept import shell_code
-from gym_bridge.errors import ConfigError, missing_extra
+from gym_bridge.cluster.ray_connection import connected
+from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.cluster_settings import ClusterSettings, RoleSettings
 
 log = logging.getLogger(__name__)
 
 RESERVING_S = 120.0
 """How long Ray may take to set aside what was asked for, where the cluster has it."""
-REACHING_S = 10.0
 JOINING_S = 120.0
 """How long machines that were started with the cluster may take to join it."""
-TOKEN = Path("~/.ray/auth_token").expanduser()
 STORE_BYTES = 100 * 2**20
 """Ray's object store on this machine: processes say nothing to each other through it."""
 
@@ -89,31 +88,18 @@ class RayPlaces:
         self._bundle_of = {(name, names[:at].count(name)): at for at, name in enumerate(names)}
         self._bundles = [_resources(self._roles[name]) for name in names]
         self._group: Any = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> "RayPlaces":
         """Connect and reserve. Raises ConfigError for a cluster that is not there, or has too little."""
-        _use_token()
-        try:
-            import ray
-            from ray.exceptions import RayError
-        except ImportError:
-            raise missing_extra("cluster.kind=ray", "ray") from None
-        address = self._settings.address
-        quiet = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if address == "local" else {}
-        if address == "local":  # one machine: processes share its CPUs as they would without Ray
-            quiet["num_cpus"] = max(os.cpu_count() or 1, int(sum(one.get("CPU", 0) for one in self._bundles)) + 1)
-        try:
-            _check_reachable(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **quiet)
-        except (OSError, RuntimeError, ValueError, RayError) as error:
-            raise ConfigError(
-                f"cluster.address={address}: no Ray cluster there ({_first_line(error)}); start one with ray start --head, or set "
-                "cluster.address=local"
-            ) from error
+        wanted = max(os.cpu_count() or 1, int(sum(one.get("CPU", 0) for one in self._bundles)) + 1)  # as without Ray, they share
+        self._stack.enter_context(
+            connected(self._settings.address, setting="cluster.address", store_bytes=STORE_BYTES, num_cpus=wanted)
+        )
         try:
             self._reserve()
         except BaseException:
-            ray.shutdown()
+            self._stack.close()
             raise
         return self
 
@@ -123,7 +109,14 @@ class RayPlaces:
 
         with suppress(RayError):
             ray.util.remove_placement_group(self._group)
-        ray.shutdown()
+        self._stack.close()
+
+    @property
+    def host(self) -> str:
+        """The address of this machine in the cluster."""
+        import ray
+
+        return ray.util.get_node_ip_address()
 
     def keeper(self, role: str, index: int) -> Any:
         """A new actor in the place of the role's process of this index, wherever Ray has it by now."""
@@ -169,21 +162,3 @@ def _resources(role: RoleSettings) -> dict[str, float]:
     """What a process of the role asks for; Ray takes no empty bundle."""
     found = {"CPU": role.cpus, "GPU": role.gpus}
     return {kind: amount for kind, amount in found.items() if amount} or {"CPU": 0.001}
-
-
-def _use_token() -> None:
-    """Show the cluster the token that `ray start` has laid down here; before Ray is imported, which reads it then."""
-    kept = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or TOKEN.exists()
-    if kept:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _check_reachable(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT, for which Ray would wait for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=REACHING_S).close()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

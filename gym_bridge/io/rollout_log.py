@@ -29,6 +29,16 @@ def sibling(output: Path, suffix: str) -> Path:
     return output.with_name(output.stem + suffix)
 
 
+def log_files(output: Path) -> list[Path]:
+    """The rollouts file `output` and its siblings of a collection."""
+    return [*(sibling(output, suffix) for suffix in ("_failures.jsonl", "_materialized_inputs.jsonl", "_manifest.json")), output]
+
+
+def tokens_of(output: Path) -> Path:
+    """The directory of the token ids of a rollouts file."""
+    return output.with_name(output.stem + ".tokens")
+
+
 class RolloutLog:
     """Writes finished rollouts and knows which ones an earlier run of the same command finished.
 
@@ -47,7 +57,7 @@ class RolloutLog:
         self.output = output
         self.failures = sibling(output, "_failures.jsonl")
         self.inputs = sibling(output, "_materialized_inputs.jsonl")
-        self.tokens = TokenStore(output.with_name(output.stem + ".tokens"))
+        self.tokens = TokenStore(tokens_of(output))
         self.outcomes = Outcomes()
         """`completed`, `truncated` or the failure type of every rollout in the log."""
         self._manifest = CollectionManifest(sibling(output, "_manifest.json"))

@@ -22,9 +22,14 @@ def materialized_inputs_of(rollouts: Path) -> Path | None:
     """The materialized inputs beside a rollouts file, where there are some: of R.jsonl, R.jsonl.gz and R.jsonl.zst alike."""
     if rollouts == STDIN:
         return None
-    stem = rollouts.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".jsonl")
-    path = rollouts.with_name(f"{stem}_materialized_inputs.jsonl")
+    path = materialized_inputs_beside(rollouts)
     return path if path.is_file() and path != rollouts else None
+
+
+def materialized_inputs_beside(rollouts: Path) -> Path:
+    """Where they stand when there are some."""
+    stem = rollouts.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".jsonl")
+    return rollouts.with_name(f"{stem}_materialized_inputs.jsonl")
 
 
 class TaskInputs:

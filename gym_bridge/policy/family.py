@@ -96,7 +96,7 @@ class HFFamily:
 
     def hidden(self, module: PreTrainedModel, packed: Pack) -> Tensor:
         """[T, H] hidden states after the last norm."""
-        return _hidden(module, packed, _masks(module, packed, flex=self._flex))
+        return hidden_states(module, packed, _masks(module, packed, flex=self._flex))
 
     def output_head(self, module: PreTrainedModel) -> OutputHead:
         """How hidden states become logits, as the configuration tells."""
@@ -135,7 +135,8 @@ def _masks(module: PreTrainedModel, packed: Pack, *, flex: bool) -> Mask | dict[
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 
-def _hidden(module: PreTrainedModel, packed: Pack, masks: Mask | dict[str, Mask]) -> Tensor:
+def hidden_states(module: PreTrainedModel, packed: Pack, masks: Mask | dict[str, Mask]) -> Tensor:
+    """[T, H] hidden states after the last norm, under the mask of all layers or those by kind of attention."""
     found = module.get_decoder()(
         input_ids=packed.token_ids[None], position_ids=packed.position_ids[None], attention_mask=masks, use_cache=False
     )
@@ -165,7 +166,7 @@ def _refuse_wrong_values(
     try:
         with _window_of(module, 4):
             packed = pack(sequences, device=device, multiple_of=multiple_of)
-            hidden = _hidden(module, packed, _masks(module, packed, flex=False))
+            hidden = hidden_states(module, packed, _masks(module, packed, flex=False))
             if head == "scalar":
                 found = hidden[packed.trained] @ family.score_weight(module)
             else:

@@ -8,6 +8,8 @@ as if every token saw its whole sequence: the sum over a sequence's positions p 
 """
 
 import logging
+import math
+import time
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -108,6 +110,17 @@ def peak_flops(device_name: str) -> float | None:
     if any(f" {part} " in words for part in PARTS_OF_A_DEVICE):
         return None
     return next((peak for name, peak in PEAK_FLOPS if f" {name} " in words), None)
+
+
+def matrix_product_flops(dtype: torch.dtype, *, size: int = 1024, tries: int = 5) -> float:
+    """FLOP/s of a product of square matrices on this CPU, the best of some tries."""
+    first = torch.ones(size, size, dtype=dtype)
+    best = math.inf
+    for _ in range(tries):
+        started = time.perf_counter()
+        torch.mm(first, first)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
 
 
 class Utilisation:

@@ -157,19 +157,17 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _at_targets(logits: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
     """[C] the logit of each target, 0 where another process has it."""
-    if head.part is None:
-        return logits.gather(1, targets[:, None])[:, 0]
-    rows, columns = _own_targets(targets, head)
-    return logits.new_zeros(len(targets)).index_put_((rows,), logits[rows, columns])
+    columns, here = _own_targets(targets, head)
+    found = logits.gather(1, columns[:, None])[:, 0]
+    return found if here is None else torch.where(here, found, 0)
 
 
-def _own_targets(targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
-    """Row and column of each target among the logits of this process."""
+def _own_targets(targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor | None]:
+    """[C] column of each target among the logits of this process, and [C] whether it is there; None: all of them."""
     if head.part is None:
-        return torch.arange(len(targets), device=targets.device), targets
-    columns = targets - head.part.first
-    (rows,) = torch.nonzero((columns >= 0) & (columns < len(head.weight)), as_tuple=True)
-    return rows, columns[rows]
+        return targets, None
+    columns, last = targets - head.part.first, len(head.weight) - 1
+    return columns.clamp(0, last), (columns >= 0) & (columns <= last)
 
 
 def _to_linear(
@@ -178,8 +176,8 @@ def _to_linear(
     """[C, V] gradient by the linear layer of each log-prob, or of those weighted by `pull` [C], with that of the entropies by the
     logits, `of_entropy` [C, V]; overwrites both first ones."""
     slope = probs.neg_()
-    rows, columns = _own_targets(targets, head)
-    slope[rows, columns] += 1
+    columns, here = _own_targets(targets, head)
+    slope[torch.arange(len(targets), device=targets.device), columns] += 1 if here is None else here.to(slope.dtype)
     if pull is not None:
         slope *= pull[:, None]
     if of_entropy is not None:

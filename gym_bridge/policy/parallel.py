@@ -77,9 +77,30 @@ class Sharded:
         """The model of a directory, of which no rank ever holds a whole copy, in the master dtype."""
         assert isinstance(family, HFFamily), "others are refused"
         head = head_for(reading)
-        module, dtype = family.outline(directory, head=head), getattr(torch, settings.master_dtype)
+        module = family.outline(directory, head=head)
         if kept := module.state_dict().keys() - {*dict(module.named_parameters(remove_duplicate=False))}:
             raise PolicyError(f"{directory}: {UNREADABLE}: it keeps {min(kept)}, which is no parameter")
+        root = self.cut(module, directory, settings)
+        _fill(module, self.device)
+        self._read(module, directory, reading)
+
+        def around(compute: Callable[[], T]) -> T:
+            found = root(compute)
+            if not torch.is_grad_enabled():
+                cast(FSDPModule, root).reshard()
+            return found
+
+        narrow = (
+            resolve_dtype(settings.compute_dtype, self.device) == torch.bfloat16
+        )  # then both sides of the comparison are rounded
+        with torch.no_grad():
+            tolerance = ROUNDED if narrow else TOLERANCE
+            around(lambda: family.check(module, head, directory, tolerance=tolerance, multiple_of=self.token_multiple))
+        return Opened(module=module, around=around)
+
+    def cut(self, module: PreTrainedModel, directory: Path, settings: PolicySettings) -> Gathered:
+        """Turn the parameters of an outline, in place, into shards in the master dtype; returns what gathers them."""
+        dtype = getattr(torch, settings.master_dtype)
         for param in module.parameters():
             param.data = param.data.to(dtype)
         if self._together > 1:
@@ -99,20 +120,7 @@ class Sharded:
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # losses are divided by the step's totals already: a sum is wanted
                 part.set_force_sum_reduction_for_comms(True)
-        _fill(module, self.device)
-        self._read(module, directory, reading)
-
-        def around(compute: Callable[[], T]) -> T:
-            found = root(compute)
-            if not torch.is_grad_enabled():
-                cast(FSDPModule, root).reshard()
-            return found
-
-        narrow = computing.param_dtype == torch.bfloat16  # then both sides of the comparison are rounded
-        with torch.no_grad():
-            tolerance = ROUNDED if narrow else TOLERANCE
-            around(lambda: family.check(module, head, directory, tolerance=tolerance, multiple_of=self.token_multiple))
-        return Opened(module=module, around=around)
+        return root
 
     def read_weights(self, weights: Mapping[str, Tensor], family: ModelFamily, directory: Path, *, reading: Reading) -> None:
         """Give the `weights` the values of another directory, of whose files each rank reads its part."""

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PlainValidator, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gym_bridge.config import JsonObject, StrictModel
+from gym_bridge.schemas.remote_names import FileName
 
 
 def _repeats(value: Any) -> int | dict[str, int]:
@@ -166,10 +167,10 @@ class PromptSettings(StrictModel):
 class FileSettings(StrictModel):
     """Tasks in, rollouts out."""
 
-    input: Path
-    """JSONL of NeMo Gym task rows."""
-    output: Path
-    """The rollouts file; its siblings are named after its stem. The same command again goes on where the first stopped."""
+    input: FileName
+    """JSONL of NeMo Gym task rows: a path, or a URL such as s3://bucket/tasks.jsonl."""
+    output: FileName
+    """The rollouts file, a path or a URL; its siblings are named after it. The same command goes on where the first stopped."""
     overwrite: bool = False
     """Discard what an earlier, different command left at --output."""
 
@@ -246,6 +247,9 @@ def _check_address(name: str, value: str | None) -> None:
 
 class RunSettings(PlaySettings, FileSettings):
     """What `collect` and `eval` share: rollouts played from one file into another."""
+
+    ray: str | None = None
+    """Let Ray place the processes of --workers: auto, this machine's cluster; local, one that is started here; or HOST:PORT."""
 
 
 class CollectSettings(RunSettings):

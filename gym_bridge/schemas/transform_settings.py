@@ -1,11 +1,11 @@
 """The settings of `gym-bridge transform`. An option that the target format does not heed is refused, never ignored."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 
 from gym_bridge.config import StrictModel
+from gym_bridge.schemas.remote_names import FileName
 
 PairStrategy = Literal["best_worst", "all", "adjacent", "random"]
 OnBadRow = Literal["error", "skip"]
@@ -16,8 +16,8 @@ class _Target(StrictModel):
 
     to: str
     """Target format: response, sft, grpo, dpo, preference, tasks, or the dotted path of a format of your own."""
-    output: Path
-    """The dataset file; written aside and renamed, so that it is whole or not there."""
+    output: FileName
+    """The dataset file, a path or a URL such as s3://bucket/sft.jsonl; it is whole or not there."""
 
 
 class FormatOptions(StrictModel):
@@ -65,9 +65,12 @@ class TransformSettings(FormatOptions, _Target):
     """Drop rollouts that repeat an earlier one: the same prompt and doings, or texts that share 80 % of their word triples."""
     workers: PositiveInt = 1
     """Processes that read and convert; the output is the same for any number."""
+    ray: str | None = None
+    """Let Ray Data read and convert, in so many workers: auto, the cluster of this machine; local, one that is started here; or
+    HOST:PORT. Its machines see the inputs under the same paths."""
     bare: bool = False
     """Leave out the `gym_bridge` column, which tells where a row comes from."""
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read or converted, or drop and count it."""
-    report: Path | None = None
+    report: FileName | None = None
     """Write counts and statistics to this file as JSON, and beside it as a page, with the suffix .html."""

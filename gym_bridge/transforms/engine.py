@@ -26,7 +26,7 @@ from gym_bridge.transforms.expressions import check_names, parse_expression
 from gym_bridge.transforms.grouping import Selection, select
 from gym_bridge.transforms.index import Place, Span
 from gym_bridge.transforms.near_duplicates import SignatureFile
-from gym_bridge.transforms.parallel import Workers
+from gym_bridge.transforms.parallel import Processes, Workers
 from gym_bridge.transforms.plan import Plan, make_plan, outputs_of
 from gym_bridge.transforms.report import Evidence, TransformReport, make_report, write_report
 from gym_bridge.transforms.row_columns import known_names
@@ -58,8 +58,12 @@ ADVICE = {
 }
 
 
-def transform_files(inputs: Sequence[Path], settings: TransformSettings, *, quiet: bool = True) -> TransformReport:
+def transform_files(
+    inputs: Sequence[Path], settings: TransformSettings, *, workers: Workers | None = None, quiet: bool = True
+) -> TransformReport:
     """Write the dataset that the rollouts of `inputs` make; `-` is stdin. Unless `quiet`, long work tells how far it is.
+
+    `workers` read and convert; without them the processes of `settings.workers` do.
 
     Nothing is written when an error is raised: ConfigError for settings that do not fit, an unreadable file and an empty
     dataset; DataError for the first bad row, unless those are skipped.
@@ -72,9 +76,9 @@ def transform_files(inputs: Sequence[Path], settings: TransformSettings, *, quie
         files = [stack.enter_context(written_aside(path)) for path in outputs]
         run = _two_passes if plan.asks_siblings else _one_pass
         writer = _Writer(files)
-        num_workers = settings.workers if sum(source.place.stat().st_size for source in sources) >= WORKERS_FROM_BYTES else 1
-        with Workers(num_workers, imports=[converting.__name__]) as workers:
-            teller = stack.enter_context(Teller(sources, quiet=quiet))
+        if workers is None:
+            workers = stack.enter_context(_processes(sources, settings.workers))
+        with Teller(sources, quiet=quiet) as teller:
             evidence = run(plan, sources, writer, workers, teller)
         _check_not_empty(evidence, outputs)
         report = make_report(evidence, plan, spooled=[str(source.path) for source in sources if source.spooled])
@@ -82,6 +86,12 @@ def transform_files(inputs: Sequence[Path], settings: TransformSettings, *, quie
         if settings.report is not None:
             write_report(report, settings.report)
     return report
+
+
+def _processes(sources: Sequence[Source], num: int) -> Processes:
+    """So many, for inputs that are worth their start."""
+    size = sum(source.place.stat().st_size for source in sources)
+    return Processes(num if size >= WORKERS_FROM_BYTES else 1, imports=[converting.__name__])
 
 
 class _Writer:

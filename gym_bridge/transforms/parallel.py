@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from gym_bridge.errors import ConfigError, GymBridgeError
 
@@ -34,7 +34,21 @@ class WorkerDiedError(GymBridgeError, RuntimeError):
     exit_code = 1
 
 
-class Workers:
+class Workers(Protocol):
+    """Who applies functions to items: processes of this machine, or others'."""
+
+    num: int
+    """1: all is done here, by the process that asks."""
+
+    def ordered_map(self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]) -> Iterator[Result]:
+        """What the function that `make` makes gives for every item, in order; all of these are pickled.
+
+        Raises what making or calling it raises, for the first item that it raises for.
+        """
+        ...
+
+
+class Processes:
     """Processes for one piece of work after another; a `with` block ends them. With `num` 1 there are none, and all is done here.
 
     They start with the first item, from a server that has imported what they need once. Buffers of a result (`PickleBuffer`) come

@@ -112,6 +112,11 @@ def outputs_of(settings: TransformSettings) -> tuple[Path, ...]:
     return tuple(output.with_name(f"{output.stem}.{part}{output.suffix}") for part in ("train", "validation"))
 
 
+def reports_of(settings: TransformSettings) -> tuple[Path, ...]:
+    """The files of the report: none, or the JSON and the page."""
+    return () if settings.report is None else (settings.report, settings.report.with_suffix(".html"))
+
+
 def _check_options(settings: TransformSettings, form: Format) -> None:
     """Raises ConfigError for an option that would change nothing."""
     given = {name for name, value in settings.model_dump().items() if value is not None and value is not False}
@@ -152,9 +157,8 @@ def _check_paths(inputs: Sequence[Path], settings: TransformSettings) -> None:
         _check_replaceable(output)
     if settings.report is not None and settings.report.suffix == ".html":
         raise ConfigError(f"{settings.report}: the page is written beside the JSON; name a .json file")
-    reports = () if settings.report is None else (settings.report, settings.report.with_suffix(".html"))
     taken = {*sources, *map(os.path.realpath, outputs)}
-    for report in reports:
+    for report in reports_of(settings):
         if os.path.realpath(report) in taken:
             raise ConfigError(f"{report}: the report is an input or the output; write it to another file")
         _check_replaceable(report)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gym_bridge.cluster.supervisor import GONE, STOPPED, exit_code
+from gym_bridge.cluster.services import GONE
+from gym_bridge.cluster.supervisor import STOPPED, exit_code
 
 KILLED, FAILED, MISTAKEN = 137, 1, 2
 

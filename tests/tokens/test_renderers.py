@@ -305,7 +305,8 @@ def test_the_names_to_choose_from_are_those_of_the_package_and_ours():
 
 
 def test_a_real_model_is_read_and_rendered():
-    from gym_bridge.hub import EMBEDDED, cache_directory
+    from gym_bridge.config import cache_directory
+    from gym_bridge.hub import EMBEDDED
 
     found = list((cache_directory() / EMBEDDED).glob("*/tokenizer.json"))
     if not found:

@@ -19,7 +19,7 @@ from gym_bridge.schemas.transform_settings import TransformSettings
 from gym_bridge.transforms import engine, telling
 from gym_bridge.transforms.engine import transform_files
 from gym_bridge.transforms.format import Format, RowOptions
-from gym_bridge.transforms.parallel import WorkerDiedError, Workers
+from gym_bridge.transforms.parallel import Processes, WorkerDiedError
 from tests.transforms.stage import line, rollouts, transformed
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def _failing() -> Callable[[int], int]:
 
 def test_what_goes_wrong_in_making_the_function_is_told():
     for num in (1, 2):
-        with pytest.raises(DataError, match="nothing can be made here"), Workers(num) as workers:
+        with pytest.raises(DataError, match="nothing can be made here"), Processes(num) as workers:
             list(workers.ordered_map(_failing, [1, 2]))
 
 
@@ -80,13 +80,13 @@ def _process_of() -> Callable[[int], int]:
 
 
 def test_results_come_in_the_order_of_the_items():
-    with Workers(2) as workers:
+    with Processes(2) as workers:
         assert list(workers.ordered_map(_double, range(50))) == list(range(0, 100, 2))
         assert list(workers.ordered_map(_double, [])) == []
 
 
 def test_the_processes_of_one_map_do_the_next_one_too():
-    with Workers(2) as workers:
+    with Processes(2) as workers:
         assert list(workers.ordered_map(_double, range(3))) == [0, 2, 4]
         found = {process for _ in range(5) for process in workers.ordered_map(_process_of, range(50))}
     assert len(found) <= 2
@@ -94,13 +94,13 @@ def test_the_processes_of_one_map_do_the_next_one_too():
 
 
 def test_one_worker_is_this_process():
-    with Workers(1) as workers:
+    with Processes(1) as workers:
         assert set(workers.ordered_map(_process_of, range(3))) == {os.getpid()}
 
 
 SLEEPERS = """
 import os, time
-from gym_bridge.transforms.parallel import Workers
+from gym_bridge.transforms.parallel import Processes
 
 def sleeper():
     def sleep(item):
@@ -109,7 +109,7 @@ def sleeper():
     return sleep
 
 if __name__ == "__main__":
-    with Workers(2) as workers:
+    with Processes(2) as workers:
         list(workers.ordered_map(sleeper, range(4)))
 """
 
@@ -158,7 +158,7 @@ def _doubled() -> Callable[[int], tuple[int, PickleBuffer]]:
 
 def test_buffers_come_through_files_that_are_gone_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with Workers(2, imports=[]) as workers:
+    with Processes(2, imports=[]) as workers:
         results = workers.ordered_map(_doubled, [3, 0, 1])
         first = next(results)
         (spool,) = tmp_path.glob("gym-bridge-workers-*")

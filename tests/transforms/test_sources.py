@@ -21,7 +21,7 @@ from gym_bridge.schemas.transform_settings import TransformSettings
 from gym_bridge.transforms import engine
 from gym_bridge.transforms.engine import transform_files
 from gym_bridge.transforms.format import Format, RowOptions
-from gym_bridge.transforms.parallel import WorkerDiedError, Workers
+from gym_bridge.transforms.parallel import Processes, WorkerDiedError
 from tests.transforms.stage import FORMATS, line, rollouts, transformed
 
 RICH: dict[str, dict[str, Any]] = {
@@ -163,7 +163,7 @@ def make_ended() -> Callable[[int], int]:
 
 def test_a_worker_that_dies_is_told_and_no_other_is_left():
     told = r"a worker process died: killed for want of memory \(try fewer --workers\)"
-    with pytest.raises(WorkerDiedError, match=told), Workers(2) as workers:
+    with pytest.raises(WorkerDiedError, match=told), Processes(2) as workers:
         list(workers.ordered_map(make_ended, range(50)))
     assert multiprocessing.active_children() == []
 
