@@ -32,7 +32,6 @@ CASES: dict[str, tuple[int, list[str]]] = {
 def step_alone(words: list[str]) -> None:
     """In a process of a case: take the steps, and print what they needed."""
     import numpy as np
-    import torch
 
     from gym_bridge.algorithms.losses import negative_log_likelihood
     from gym_bridge.api.models import model_directory
@@ -62,9 +61,7 @@ def step_alone(words: list[str]) -> None:
     step()
     seconds = time.perf_counter() - started
     masters = policy.masters
-    moments = [one for state in masters.optimizer.state.values() for one in state.values() if isinstance(one, torch.Tensor)]
-    gradients = [one.grad for one in masters.masters.values() if one.grad is not None]
-    with LiveBytes([*policy.module.parameters(), *masters.masters.values(), *gradients, *moments]) as live:
+    with LiveBytes([*policy.module.parameters(), *masters.masters.values(), *masters.gradients, *masters.moments]) as live:
         step()
     told = [live.most / 2**30, peak_memory_gib(placement.device), seconds]
     found = [told] if ranks is None else ranks.gathered(told)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from gym_bridge.policy.rehearsal import Rehearsal
 
 GIB = 2**30
-TRAINS, SAMPLES = 0.5, 0.1
-"""Shares of the FLOP/s of a matrix product that a training step and sampling in this process reach on a CPU; benchmarks/plan.py
-measures them, RESULTS.md has the figures."""
+TRAINS = {"float32": 0.7, "bfloat16": 0.3}
+SAMPLES = {"float32": 0.2, "bfloat16": 0.05}
+"""Shares of the FLOP/s of a matrix product that a training step and sampling in this process reach on a CPU; benchmarks/plan.py and
+benchmarks/sampler.py measure them, RESULTS.md has the figures."""
 HOLES = 0.8
 """What glibc's allocator holds on a CPU in pieces that are too small for the next tensors, for each byte that passes: beside
 weights, gradients and moments. Measured there too: 0.4 to 1.3."""
@@ -174,8 +175,9 @@ class _Speed:
 
         policy = settings.policy
         if policy.device == "cpu":
-            rate = matrix_product_flops(resolve_dtype(policy.compute_dtype, torch.device("cpu")))
-            return cls(TRAINS * rate, SAMPLES * rate)
+            dtype = resolve_dtype(policy.compute_dtype, torch.device("cpu"))
+            rate, name = matrix_product_flops(dtype), str(dtype).removeprefix("torch.")
+            return cls(TRAINS[name] * rate, SAMPLES[name] * rate)
         name = asked.gpu or (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
         peak = peak_flops(name) if name else None
         if asked.gpu and peak is None:

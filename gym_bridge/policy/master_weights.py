@@ -75,8 +75,7 @@ class MasterWeights:
 
     def gradient_norm(self) -> float:
         """The norm of the gradients added up so far."""
-        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        return _number(torch.nn.utils.get_total_norm(gradients))
+        return _number(torch.nn.utils.get_total_norm(self.gradients))
 
     def drop_gradients(self) -> None:
         """Forget the gradients added up so far."""
@@ -88,6 +87,16 @@ class MasterWeights:
         for name, param in self.params.items():
             if self.masters[name] is not param:
                 param.copy_(self.masters[name])
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those added up so far, where there are any."""
+        return [one.grad for one in self.masters.values() if one.grad is not None]
+
+    @property
+    def moments(self) -> list[Tensor]:
+        """What the optimizer keeps."""
+        return [one for state in self.optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state by key and name."""

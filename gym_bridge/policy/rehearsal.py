@@ -97,9 +97,9 @@ class _Outline:
         self.module = self.family.outline(directory, head=head)
         self.parameters = sum(param.numel() for param in self.module.parameters())
         self.around: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
-        flops, multiple = model_flops(self.module), 1
         if settings.lora:
             Adapters(self.module, settings.lora, head=head)
+        flops, multiple = model_flops(self.module), 1
         if ranks is not None:
             placement = Sharded(ranks, settings)
             self.around, multiple = placement.cut(self.module, directory, settings), placement.token_multiple
@@ -119,8 +119,7 @@ class _Outline:
         if self.settings.activation_checkpointing:
             checkpoint_layers(module, selective=self.settings.activation_checkpointing == "selective")
         masters = MasterWeights(module, self.settings, compute_dtype=dtype)
-        gradients = [one.grad for one in masters.masters.values() if one.grad is not None]
-        moments = [one for state in masters.optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
+        gradients, moments = masters.gradients, masters.moments
         weights = [*module.parameters(), *module.buffers(), *masters.masters.values()]
         sizes = {name: _size(tensors) for name, tensors in (("weights", weights), ("gradients", gradients), ("moments", moments))}
         with LiveBytes([*weights, *gradients, *moments]) as live:

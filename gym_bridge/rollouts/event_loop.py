@@ -27,11 +27,12 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     collection whenever a quarter more objects live: with 10,000 in flight one stalls the loop for up to 0.7 s, and all of them took
     about half of the CPU time, for next to nothing: what is part of no cycle is freed at once, and a rollout leaves no cycle.
     """
-    with _rationed_collections(), asyncio.Runner(loop_factory=_new_event_loop) as runner:
+    with rationed_collections(), asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
 
 
-def _new_event_loop() -> asyncio.AbstractEventLoop:
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """One of short turns, which collects garbage in full now and then; to be run inside `rationed_collections`."""
     loop = asyncio.SelectorEventLoop(_ShortTurns())
     loop.call_later(FULL_EVERY_S, _collect_fully, loop)
     return loop
@@ -45,7 +46,8 @@ class _ShortTurns(selectors.DefaultSelector):
 
 
 @contextmanager
-def _rationed_collections() -> Iterator[None]:
+def rationed_collections() -> Iterator[None]:
+    """Inside, Python of itself collects the youngest garbage alone, in all threads."""
     before = gc.get_threshold()
     gc.set_threshold(YOUNG, MIDDLE, NEVER)
     try:

@@ -1,9 +1,10 @@
 """HTTP as rollouts need it: one pool of connections for a whole collection, bounded replies, a jar of cookies a rollout."""
 
+import asyncio
 import math
 import resource
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -73,6 +74,36 @@ class HttpError(Exception):
         super().__init__(message)
 
 
+class YoungRequests:
+    """At most `most` requests at a time that began less than `young_s` seconds ago; more wait for their turn.
+
+    Thousands that begin together each open a connection, while a server that answers within milliseconds needs but a few. One that
+    answers slowly has as many requests as there are: they grow old.
+    """
+
+    def __init__(self, most: int = 256, young_s: float = 0.1):
+        self._room, self._young_s = asyncio.Semaphore(most), young_s
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """A request that begins when the block does."""
+        await self._room.acquire()
+        is_young = True
+
+        def grow_old() -> None:
+            nonlocal is_young
+            if is_young:
+                is_young = False
+                self._room.release()
+
+        later = asyncio.get_running_loop().call_later(self._young_s, grow_old)
+        try:
+            yield
+        finally:
+            later.cancel()
+            grow_old()
+
+
 class HttpClient:
     """A pool of connections, opened with the first request; `close` it in the same event loop."""
 
@@ -82,6 +113,7 @@ class HttpClient:
         self._bearer = bearer
         self._own_headers = {"Authorization": f"Bearer {bearer}"} if bearer else None
         self._session: aiohttp.ClientSession | None = None
+        self._young = YoungRequests()
 
     async def post(
         self,
@@ -92,7 +124,7 @@ class HttpClient:
         headers: Mapping[str, str] = JSON_HEADERS,
         cookies: Cookies | None = None,
     ) -> Reply:
-        """One POST. Raises HttpError where no whole reply comes within `timeout_s`; a status is never an error here."""
+        """One POST. Raises HttpError where no whole reply comes within `timeout_s` of its start; a status is never an error here."""
         return await self._request("POST", url, body, timeout_s=timeout_s, headers=headers, cookies=cookies)
 
     async def get(self, url: str, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Reply:
@@ -129,14 +161,17 @@ class HttpClient:
         if cookies is not None and (said := cookies.header(address)):
             headers = {**(headers or {}), "Cookie": said}
         try:
-            async with self._session.request(
-                method,
-                address,
-                data=body,
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-                allow_redirects=False,
-            ) as reply:
+            async with (
+                self._young.one(),
+                self._session.request(
+                    method,
+                    address,
+                    data=body,
+                    headers=headers,
+                    timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+                    allow_redirects=False,
+                ) as reply,
+            ):
                 if cookies is not None:
                     cookies.take(reply)
                 return Reply(reply.status, await _read(reply), reply.headers, self._bearer)

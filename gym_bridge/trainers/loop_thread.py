@@ -5,7 +5,10 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Any, TypeVar
+
+from gym_bridge.rollouts.event_loop import new_event_loop, rationed_collections
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +21,8 @@ class LoopThread:
 
     def __init__(self, name: str = "collector"):
         self.closers: list[Callable[[], Awaitable[None]]] = []
-        self._loop = asyncio.new_event_loop()
+        self._loop, self._rationing = new_event_loop(), ExitStack()
+        self._rationing.enter_context(rationed_collections())
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -64,3 +68,4 @@ class LoopThread:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+            self._rationing.close()

@@ -133,6 +133,19 @@ def no_whole_copy(ranks, directory, cut):
     return sum(one.to_local().numel() for one in tensors) / sum(one.numel() for one in tensors)
 
 
+def bytes_of_steps(ranks, directory, cut, num_tokens):
+    """Bytes of all tensors at the fullest moment of a step, in each rank."""
+    import numpy as np
+
+    from gym_bridge.schemas.tokens import TrainingSequence
+    from tests.policy.stage import bytes_of_a_step, open_policy
+
+    policy = open_policy(directory, placement=sharded(ranks, **cut), microbatch_tokens=num_tokens, **cut)
+    ids = (np.arange(num_tokens) % 300 + 5).astype(np.int32)
+    batch = [TrainingSequence(token_ids=ids, train_mask=np.arange(num_tokens) > 0)]
+    return ranks.gathered(bytes_of_a_step(policy, [batch] * policy.placement.num_shares))
+
+
 def blame(ranks, directory, cut):
     """Sequences that a loss blames in the shares of both ranks, and what the policy does afterwards."""
     import torch

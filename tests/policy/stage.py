@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from gym_bridge.algorithms.losses import negative_log_likelihood
+from gym_bridge.policy.live_bytes import LiveBytes
 from gym_bridge.policy.torch_policy import TorchPolicy
 from gym_bridge.schemas.seams import Loss
 from gym_bridge.schemas.settings import PolicySettings
@@ -25,6 +26,15 @@ def mean_nll(logprobs, columns):
 def weighted(logprobs, columns):
     """The mean over trained tokens, each times its advantage."""
     return Loss(-(logprobs * columns.advantages).sum() / columns.num_tokens)
+
+
+def bytes_of_a_step(policy, microbatches):
+    """Of all tensors at the fullest moment of a step."""
+    masters = policy.masters
+    tensors = [*policy.module.parameters(), *policy.module.buffers(), *masters.masters.values()]
+    with LiveBytes([*tensors, *masters.gradients, *masters.moments]) as live:
+        policy.step(microbatches, mean_nll)
+    return live.most
 
 
 def weights_of(policy):

@@ -9,6 +9,7 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.policy.loading import load_module
 from gym_bridge.policy.parallel import check_shardable
 from gym_bridge.policy.ranks import dealt
+from gym_bridge.policy.rehearsal import rehearse
 from gym_bridge.policy.step_tally import StepTally, merged
 from gym_bridge.schemas.seams import Loss
 from gym_bridge.schemas.settings import PolicySettings
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.slow
 FSDP, TP, SP = {}, {"tensor_parallel_size": 2}, {"tensor_parallel_size": 2, "sequence_parallel": True}
 LAYOUTS = {"fsdp": (2, FSDP), "tp": (2, TP), "fsdp x tp": (4, SP)}
 """Processes, and how layers are cut over them."""
+REHEARSED_TOKENS = 200
 REFUSED = {
     "fsdp": {"qwen3 of experts": "several processes cannot read this model"},
     "tp": {"qwen3 of experts": "has moe_tp_experts, which is not built", "gpt-oss": "no plan of tensor parallel"},
@@ -54,6 +56,7 @@ def told(tmp_path_factory, tiny_llama, tiny_qwen3, family_models, uneven_models,
         calls[num_ranks] |= {
             f"steps, {name}": ["steps_and_gradients", tiny_llama, cut, "float64", 20],
             f"steps in float32, {name}": ["steps_and_gradients", tiny_llama, cut, "float32", 1],
+            f"bytes, {name}": ["bytes_of_steps", tiny_llama, cut, REHEARSED_TOKENS],
         }
     for name, cut in (("fsdp", FSDP), ("tp", SP)):
         calls[2] |= {
@@ -130,6 +133,15 @@ def test_first_heads_of_scores_and_values_are_those_of_one_process(told, layout)
         assert any(any(one) for one in whole) == (head == "scalar")
         for one, other in zip(whole, shards, strict=True):
             assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_rehearsal_by_one_process_tells_what_each_rank_holds(told, tiny_llama, layout):
+    num_ranks, cut = LAYOUTS[layout]
+    settings = PolicySettings(compute_dtype="float32", microbatch_tokens=REHEARSED_TOKENS, **cut)
+    for index, counted in enumerate(told[num_ranks][f"bytes, {layout}"]):
+        found = rehearse(tiny_llama, settings, num_processes=num_ranks, head="lm", index=index)
+        assert found.peak == pytest.approx(counted, rel=0.05)
 
 
 @pytest.mark.parametrize("num_ranks", [3, 4])

@@ -1,13 +1,14 @@
 """The pool of connections: whole replies or a told reason why none came, bounded, and never a request sent twice."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import web
 
 from gym_bridge.rollouts import http
-from gym_bridge.rollouts.http import HttpClient, HttpError, Reply, connections_for
+from gym_bridge.rollouts.http import HttpClient, HttpError, Reply, YoungRequests, connections_for
 from tests.rollouts.dialects import Handler, abort, answering, flood, half, hang
 from tests.rollouts.stage import serving
 
@@ -113,6 +114,58 @@ def test_no_more_connections_are_open_than_allowed_and_all_requests_are_answered
 
     assert asking(handler, ask, max_connections=3) == 20
     assert most == 3
+
+
+def test_many_that_begin_together_are_few_connections_to_a_quick_server_and_as_many_as_they_are_to_a_slow_one():
+    async def most_at_once(delay_s: float) -> int:
+        at_once = most = 0
+
+        async def answer(request: web.Request) -> web.Response:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            await asyncio.sleep(delay_s)
+            at_once -= 1
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_post("/x", answer)
+        client = HttpClient()
+        async with serving(app) as url:
+            replies = await asyncio.gather(*(client.post(f"{url}/x", b"", timeout_s=30) for _ in range(600)))
+            await client.close()
+        assert {one.status for one in replies} == {200}
+        return most
+
+    assert asyncio.run(most_at_once(0.0)) <= 256
+    assert asyncio.run(most_at_once(1.5)) == 600
+
+
+def test_a_request_that_is_called_off_or_fails_makes_room_once():
+    async def run() -> None:
+        young = YoungRequests(most=1, young_s=0.05)
+
+        async def ask(seconds: float) -> None:
+            async with young.one():
+                await asyncio.sleep(seconds)
+
+        called_off = asyncio.create_task(ask(10))
+        await asyncio.sleep(0.01)
+        called_off.cancel()
+        await asyncio.gather(called_off, return_exceptions=True)
+        slow = asyncio.create_task(ask(0.2))
+        await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await ask(0.0)  # waits until the slow one is old
+        assert 0.02 < time.monotonic() - began < 0.15
+        await slow
+        held = asyncio.create_task(ask(10))
+        await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):  # neither has made room twice
+            await asyncio.wait_for(ask(0.0), 0.02)
+        held.cancel()
+
+    asyncio.run(run())
 
 
 def test_time_spent_waiting_for_a_connection_counts():
