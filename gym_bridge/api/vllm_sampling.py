@@ -133,8 +133,11 @@ def _transfer(
     adapters = policy.adapters
     if adapters is not None:
         if all(one.takes_adapters(AdapterTransfer.adapter, str(directory.resolve() / "absent")) for one in found):
-            masters = policy.masters.masters
-            return AdapterTransfer(directory, base=policy.directory, save=lambda path: adapters.save(path, masters), tied=tied)
+
+            def save(path: Path) -> None:
+                adapters.save(path, adapters.whole(policy.masters.masters))
+
+            return AdapterTransfer(directory, base=policy.directory, save=save, tied=tied)
         log.warning(
             "the adapter is merged into the whole model for each push: vLLM was not started with --enable-lora --max-lora-rank %d "
             "and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",

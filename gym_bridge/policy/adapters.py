@@ -3,11 +3,12 @@
 W' = W + alpha / rank  B A        (Hu et al. 2021, arXiv 2106.09685, section 4.1), A random, B = 0 at the start
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -17,18 +18,21 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gym_bridge.errors import ConfigError, PolicyError, nearest
+from gym_bridge.policy.dtensors import placed_as, whole
 from gym_bridge.policy.loading import SCORE
 from gym_bridge.policy.optimizers import hush_bitsandbytes
 from gym_bridge.schemas.seams import Head
 from gym_bridge.schemas.settings import LoRASettings
 
 WEIGHTS = "adapter_model.safetensors"
+BASE = ".base_layer."
+"""In the name of a parameter beside which there is an adapter."""
 
 
 class Adapters:
     """The adapters of a module, which they change in place: it keeps its class, and what calls it goes through them.
 
-    Only they train, and with the scalar head the head itself. Their first values are the same each time.
+    Only they train, and with the scalar head the head itself. `begin` gives them their first values.
     """
 
     def __init__(self, module: PreTrainedModel, settings: LoRASettings, *, head: Head):
@@ -45,13 +49,22 @@ class Adapters:
             fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in module.modules()),
             base_model_name_or_path=module.name_or_path,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]):  # its own first values are replaced
             inject_adapter_in_model(self.config, module)
         if head == "scalar":
             module.get_parameter(SCORE).requires_grad_(True)
         self.layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
         self.trained = [name for name, param in module.named_parameters() if param.requires_grad]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """First values, the same each time and in any number of processes: A uniform within 1 / sqrt(its inputs), B zero."""
+        generator = torch.Generator().manual_seed(0)
+        for layer in self.layers.values():
+            down, up = (cast(Tensor, part["default"].weight) for part in (layer.lora_A, layer.lora_B))
+            first = (2 * torch.rand(down.shape, generator=generator) - 1) / math.sqrt(down.shape[1])
+            down.copy_(placed_as(first, down))
+            up.zero_()
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -68,21 +81,25 @@ class Adapters:
     def merged(self, masters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The weights, in float32, of the plain module that computes the same, with the adapters' `masters` added in."""
         for name, param in self.module.named_parameters():
-            owner, adapted, leaf = name.rpartition(".base_layer.")
+            owner, adapted, leaf = name.rpartition(BASE)
             if adapted:
                 value = param.detach().float()
-                yield f"{owner}.{leaf}", value + self._product(owner, masters) if leaf == "weight" else value
+                yield plain_name(name), value + self._product(owner, masters) if leaf == "weight" else value
             elif name == SCORE or name not in masters:
                 yield name, masters.get(name, param).detach().float()
 
-    def save(self, directory: Path, masters: Mapping[str, Tensor]) -> None:
-        """Write `directory` as peft does: adapter_config.json and adapter_model.safetensors."""
+    def whole(self, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What trains, by peft's names in a file, gathered where it is in shards."""
+        return {_name_in_file(name): whole(masters[name].detach()).contiguous() for name in self.trained}
+
+    def save(self, directory: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write `directory` as peft does: adapter_config.json, and what `whole` gave as adapter_model.safetensors."""
         config = copy(self.config)
         config.task_type = "SEQ_CLS" if SCORE in self.trained else "CAUSAL_LM"
         config.modules_to_save = [SCORE.partition(".")[0]] if SCORE in self.trained else None
         config.inference_mode = True
         config.save_pretrained(str(directory))
-        save_file({_name_in_file(name): masters[name].detach().contiguous() for name in self.trained}, directory / WEIGHTS)
+        save_file(dict(tensors), directory / WEIGHTS)
 
     @torch.no_grad()
     def load(self, directory: Path, masters: Mapping[str, Tensor]) -> None:
@@ -95,13 +112,23 @@ class Adapters:
         if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
             raise PolicyError(f"{directory}: an adapter of another rank or for other layers; keep policy.lora as it was")
         for name in self.trained:
-            masters[name].copy_(tensors[_name_in_file(name)])
+            masters[name].copy_(placed_as(tensors[_name_in_file(name)], masters[name]))
 
     def _product(self, owner: str, masters: Mapping[str, Tensor]) -> Tensor:
         layer: Any = self.layers[owner]
         down, up = (masters[f"{owner}.lora_{side}.default.weight"].float() for side in "AB")
         product = layer.scaling["default"] * (up @ down)
         return product.T if layer.fan_in_fan_out else product
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of an adapted module is an adapter's."""
+    return ".lora_" in name
+
+
+def plain_name(name: str) -> str:
+    """What the model itself calls a parameter of the adapted module."""
+    return name.replace(BASE, ".")
 
 
 def _targets(module: PreTrainedModel, settings: LoRASettings) -> list[str]:

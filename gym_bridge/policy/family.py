@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from gym_bridge.config import load_object
 from gym_bridge.errors import ConfigError, PolicyError, nearest
 from gym_bridge.policy.attention import KERNEL, BlockRows, block_rows, flex_mask
-from gym_bridge.policy.head import OutputHead, local, token_logprobs, vocabulary_part
+from gym_bridge.policy.dtensors import local
+from gym_bridge.policy.head import OutputHead, token_logprobs, vocabulary_part
 from gym_bridge.policy.loading import SCORE, load_module, outline
 from gym_bridge.policy.packing import Pack, pack
 from gym_bridge.schemas.policy_settings import PolicySettings

@@ -64,11 +64,6 @@ def vocabulary_part(weight: Tensor) -> VocabularyPart | None:
     return VocabularyPart(first=mesh.get_local_rank() * -(-len(weight) // mesh.size()), group=mesh.get_group())
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def token_logprobs(
     hidden: Tensor,  # [N, H] hidden states that predict the targets
     targets: Tensor,  # [N] int64

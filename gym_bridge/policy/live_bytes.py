@@ -9,6 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gym_bridge.policy.dtensors import local
+
 
 class LiveBytes(TorchDispatchMode):
     """Inside, counts the bytes of every tensor that an operator gives, from there to its end. What a kernel needs for itself and
@@ -52,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
                 del self._refilled[key]
 
     def _see(self, tensor: Tensor, *, refilled: bool = False) -> None:
-        storage = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
+        storage = local(tensor).untyped_storage()
         key = storage._cdata
         if refilled:
             self._refilled[key] = weakref.ref(storage)

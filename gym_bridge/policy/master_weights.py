@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from gym_bridge.policy import optimizers
 from gym_bridge.policy.allocator import give_back_freed_memory
+from gym_bridge.policy.dtensors import whole
 from gym_bridge.schemas.settings import PolicySettings
 
 
@@ -33,7 +34,8 @@ class MasterWeights:
         self.masters: dict[str, Tensor] = {}
         for name, param in module.named_parameters():
             if isinstance(param, DTensor):
-                self.masters[name] = param
+                if param.requires_grad:
+                    self.masters[name] = param
                 continue
             dtype = master_dtype if param.requires_grad else compute_dtype
             master = own_copy(param, dtype)
@@ -113,7 +115,7 @@ def own_copy(param: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _number(norm: Tensor) -> float:
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return float(whole(norm))
 
 
 def _adder_to(master: Tensor):

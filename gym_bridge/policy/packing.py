@@ -10,6 +10,7 @@ not ended.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import pairwise
 
 import numpy as np
@@ -193,14 +194,17 @@ def _cut(cluster: list[_Member], max_tokens: int) -> list[_Piece]:
 def _first_fit(pieces: list[_Piece], max_tokens: int) -> list[list[_Piece]]:
     """Pieces, longest first, each in the first microbatch that has room."""
     batches: list[list[_Piece]] = []
-    room: list[int] = []
+    room: dict[int, int] = {}  # of those batches that have any for the smallest piece
+    smallest = min((piece.tokens for piece in pieces), default=0)
     for piece in sorted(pieces, key=lambda one: (-one.tokens, one.units[0])):
-        place = next((index for index, free in enumerate(room) if piece.tokens <= free), len(batches))
+        place = next((index for index, free in room.items() if piece.tokens <= free), len(batches))
         if place == len(batches):
             batches.append([])
-            room.append(max_tokens)
+            room[place] = max_tokens
         batches[place].append(piece)
         room[place] -= piece.tokens
+        if room[place] < smallest:
+            del room[place]
     return batches
 
 
@@ -210,15 +214,21 @@ def _longest_first(pieces: list[_Piece], count: int, max_tokens: int) -> list[li
     None where no microbatch has room for one of them.
     """
     batches: list[list[_Piece]] = [[] for _ in range(count)]
-    costs, tokens = [0.0] * count, [0] * count
+    tokens = [0] * count
+    cheapest = [(0.0, place) for place in range(count)]  # a heap
     for piece in sorted(pieces, key=lambda one: (-one.cost, one.units[0])):
-        open_to = [place for place in range(count) if not batches[place] or tokens[place] + piece.tokens <= max_tokens]
-        if not open_to:
+        full = []
+        while cheapest:
+            cost, place = heappop(cheapest)
+            if not batches[place] or tokens[place] + piece.tokens <= max_tokens:
+                break
+            full.append((cost, place))
+        else:
             return None
-        place = min(open_to, key=lambda one: (costs[one], one))
         batches[place].append(piece)
-        costs[place] += piece.cost
         tokens[place] += piece.tokens
+        for one in (*full, (cost + piece.cost, place)):
+            heappush(cheapest, one)
     return batches
 
 

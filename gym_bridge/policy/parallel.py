@@ -21,12 +21,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gym_bridge.errors import ConfigError, PolicyError
+from gym_bridge.policy.adapters import Adapters, is_adapter, plain_name
 from gym_bridge.policy.distributed_files import file_numbers, reason, whole_tensors
+from gym_bridge.policy.dtensors import placed_as, whole
 from gym_bridge.policy.family import TOLERANCE, HFFamily, ModelFamily
 from gym_bridge.policy.importing import head_of
 from gym_bridge.policy.loading import SCORE, first_score_weight, resolve_device, resolve_dtype
@@ -34,7 +35,7 @@ from gym_bridge.policy.placement import Opened
 from gym_bridge.policy.ranks import Ranks, dealt
 from gym_bridge.policy.reading import Reading, head_for
 from gym_bridge.policy.tensor_parallel import cut_layers
-from gym_bridge.schemas.policy_settings import PolicySettings
+from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
 
 T = TypeVar("T")
 FILE_BYTES = 5 * 10**9
@@ -73,16 +74,27 @@ class Sharded:
         logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # it advises on how norms are summed
         self._mesh = init_device_mesh(self.device.type, (self.num_shares, together), mesh_dim_names=("fsdp", "tp"))
 
-    def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
+    def open(
+        self,
+        family: ModelFamily,
+        directory: Path,
+        settings: PolicySettings,
+        *,
+        reading: Reading,
+        lora: LoRASettings | None = None,
+    ) -> Opened:
         """The model of a directory, of which no rank ever holds a whole copy, in the master dtype."""
         assert isinstance(family, HFFamily), "others are refused"
         head = head_for(reading)
         module = family.outline(directory, head=head)
         if kept := module.state_dict().keys() - {*dict(module.named_parameters(remove_duplicate=False))}:
             raise PolicyError(f"{directory}: {UNREADABLE}: it keeps {min(kept)}, which is no parameter")
+        adapters = Adapters(module, lora, head=head) if lora else None
         root = self.cut(module, directory, settings)
         _fill(module, self.device)
         self._read(module, directory, reading)
+        if adapters:
+            adapters.begin()
 
         def around(compute: Callable[[], T]) -> T:
             found = root(compute)
@@ -96,7 +108,7 @@ class Sharded:
         with torch.no_grad():
             tolerance = ROUNDED if narrow else TOLERANCE
             around(lambda: family.check(module, head, directory, tolerance=tolerance, multiple_of=self.token_multiple))
-        return Opened(module=module, around=around)
+        return Opened(module=module, around=around, adapters=adapters)
 
     def cut(self, module: PreTrainedModel, directory: Path, settings: PolicySettings) -> Gathered:
         """Turn the parameters of an outline, in place, into shards in the master dtype; returns what gathers them."""
@@ -154,7 +166,7 @@ class Sharded:
 
     def whole(self, tensor: Tensor) -> Tensor:
         """The tensor, gathered from its shards."""
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return whole(tensor)
 
     def dealt(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
         """Every so many-th of them; the first one stands in where another share has one more."""
@@ -170,10 +182,10 @@ class Sharded:
 
     @torch.no_grad()
     def _read(self, module: PreTrainedModel, directory: Path, reading: Reading) -> None:
-        weights = {name: param.detach() for name, param in module.named_parameters()}
+        weights = {plain_name(name): param.detach() for name, param in module.named_parameters() if not is_adapter(name)}
         if reading != "lm" and head_of(directory) == "lm":
             score = weights.pop(SCORE)
-            score.copy_(_like(torch.zeros(score.shape) if reading == "value" else first_score_weight(module), score))
+            score.copy_(placed_as(torch.zeros(score.shape) if reading == "value" else first_score_weight(module), score))
         self._load(directory, weights, f"{directory}: {UNREADABLE}")
 
     def _load(self, directory: Path, tensors: dict[str, Tensor], failure: str) -> None:
@@ -203,8 +215,8 @@ def check_shardable(settings: PolicySettings) -> None:
         raise ConfigError(
             f"policy.device={settings.device}: each of several processes has a device of its own; set it to cpu or cuda"
         )
-    if settings.lora is not None:
-        raise ConfigError(f"policy.lora: adapters over several processes are not built, {alone}")
+    if settings.lora is not None and settings.tensor_parallel_size > 1:
+        raise ConfigError("policy.lora: adapters of layers that are cut are not built; set policy.tensor_parallel_size=1")
     if settings.optimizer == "adamw_8bit":
         raise ConfigError(f"policy.optimizer=adamw_8bit: moments of 8 bits have no shards, {alone}")
 
@@ -216,12 +228,6 @@ def _fill(module: PreTrainedModel, device: torch.device) -> None:
     for param in module.parameters():
         param._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
     module.initialize_weights()
-
-
-def _like(tensor: Tensor, shard: Tensor) -> Tensor:
-    """A whole tensor in the shards of another."""
-    assert isinstance(shard, DTensor), "every parameter is in shards"
-    return distribute_tensor(tensor.to(shard.device, shard.dtype), shard.device_mesh, shard.placements)
 
 
 @contextmanager

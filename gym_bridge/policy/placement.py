@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gym_bridge.policy.adapters import Adapters
 from gym_bridge.policy.distributed_files import read_distributed
 from gym_bridge.policy.family import ModelFamily
 from gym_bridge.policy.loading import resolve_device
-from gym_bridge.policy.reading import Reading, open_module
-from gym_bridge.schemas.policy_settings import PolicySettings
+from gym_bridge.policy.reading import Reading, head_for, open_module
+from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ class Opened:
     module: PreTrainedModel
     around: Callable[[Callable[[], Any]], Any]
     """Calls a function that computes with the module: inside, its weights can be used."""
+    adapters: Adapters | None = None
+    """Those beside its layers, with their first values."""
 
 
 class Placement(Protocol):
@@ -39,9 +42,17 @@ class Placement(Protocol):
     token_multiple: int
     """Of which the tokens of a pack are a multiple."""
 
-    def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
-        """The model of a directory in evaluation mode; whole in float32, in shards in the master dtype. Raises ConfigError and
-        PolicyError."""
+    def open(
+        self,
+        family: ModelFamily,
+        directory: Path,
+        settings: PolicySettings,
+        *,
+        reading: Reading,
+        lora: LoRASettings | None = None,
+    ) -> Opened:
+        """The model of a directory in evaluation mode, with adapters where `lora` asks for them; whole in float32, in shards in the
+        master dtype. Raises ConfigError and PolicyError."""
         ...
 
     def read_weights(self, weights: Mapping[str, Tensor], family: ModelFamily, directory: Path, *, reading: Reading) -> None:
@@ -87,10 +98,21 @@ class Whole:
         """Raises ConfigError for a device that this machine lacks."""
         self.device = resolve_device(settings.device)
 
-    def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
+    def open(
+        self,
+        family: ModelFamily,
+        directory: Path,
+        settings: PolicySettings,
+        *,
+        reading: Reading,
+        lora: LoRASettings | None = None,
+    ) -> Opened:
         """The model of a directory, in float32."""
         module = open_module(family, directory, device=self.device, reading=reading)
-        return Opened(module=module, around=lambda compute: compute())
+        adapters = Adapters(module, lora, head=head_for(reading)) if lora else None
+        if adapters:
+            adapters.begin()
+        return Opened(module=module, around=lambda compute: compute(), adapters=adapters)
 
     @torch.no_grad()
     def read_weights(self, weights: Mapping[str, Tensor], family: ModelFamily, directory: Path, *, reading: Reading) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedModel
 
@@ -22,6 +21,7 @@ from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.policy.activation_checkpointing import checkpoint_layers
 from gym_bridge.policy.adapters import Adapters
 from gym_bridge.policy.attention import Block, BlockRows
+from gym_bridge.policy.dtensors import local
 from gym_bridge.policy.family import HFFamily, attention_kinds, hidden_states
 from gym_bridge.policy.flops import model_flops
 from gym_bridge.policy.head import token_logprobs
@@ -134,7 +134,7 @@ class _Outline:
             logits=max(in_forward, live.most - before - activations),
             peak=live.most - excess,
             parameters=self.parameters,
-            parameters_here=sum(_here(param).numel() for param in module.parameters()),
+            parameters_here=sum(local(param).numel() for param in module.parameters()),
             frozen=_size([*module.parameters()]),
             whole=self.parameters * dtype.itemsize,
             kv_bytes_per_token=_kept_numbers(module) * dtype.itemsize,
@@ -184,18 +184,14 @@ def _processes(index: int, count: int) -> Iterator[Ranks | None]:
         distributed.destroy_process_group()
 
 
-def _here(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _size(tensors: list[Tensor]) -> int:
     """Bytes of what they hold, shared storage once."""
-    storages = [_here(one).untyped_storage() for one in tensors]
+    storages = [local(one).untyped_storage() for one in tensors]
     return sum({one._cdata: one.nbytes() for one in storages}.values())
 
 
 def _moments_of_8_bits(master: Tensor) -> int:
-    count = _here(master).numel()
+    count = local(master).numel()
     if not master.requires_grad or count < NOT_IN_8_BITS:
         return 8 * count * master.requires_grad
     return 2 * (count + 4 * -(-count // BLOCK_OF_8_BITS))

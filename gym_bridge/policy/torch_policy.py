@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gym_bridge.errors import NonFiniteLossError, PolicyError
 from gym_bridge.policy.activation_checkpointing import checkpoint_layers
-from gym_bridge.policy.adapters import Adapters
 from gym_bridge.policy.checkpoint import ADAPTER, checkpoint_aside, load_trainer_state, read_tokenizer_files, write_checkpoint
 from gym_bridge.policy.failures import memory_told, non_finite, optimizer_memory_told
 from gym_bridge.policy.family import open_family
@@ -26,7 +25,7 @@ from gym_bridge.policy.master_weights import MasterWeights
 from gym_bridge.policy.memory import peak_memory_gib
 from gym_bridge.policy.packing import Pack, pack
 from gym_bridge.policy.placement import Placement, Whole
-from gym_bridge.policy.reading import Reading, head_for, sequence_values, token_values
+from gym_bridge.policy.reading import Reading, sequence_values, token_values
 from gym_bridge.policy.schedules import Schedule
 from gym_bridge.policy.step_tally import StepTally, merged
 from gym_bridge.schemas.seams import LossFn, StepResult, TrainedTokens
@@ -79,9 +78,8 @@ class TorchPolicy:
         self.tokenizer_files = read_tokenizer_files(directory)  # now: the directory may be an old checkpoint, soon removed
         choice = renderer_choice(directory, name=settings.renderer, options=settings.chat_template_kwargs)
         self.tokenizer_files |= renderer_file(choice)
-        self._opened = self.placement.open(self.family, directory, settings, reading=head)
-        self.module = self._opened.module
-        self.adapters = Adapters(self.module, settings.lora, head=head_for(head)) if settings.lora else None
+        self._opened = self.placement.open(self.family, directory, settings, reading=head, lora=settings.lora)
+        self.module, self.adapters = self._opened.module, self._opened.adapters
         if settings.activation_checkpointing:
             checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
         with optimizer_memory_told(settings):
@@ -165,7 +163,7 @@ class TorchPolicy:
             tokenizer_files=self.tokenizer_files,
             optimizer=self.masters.state_tensors(),
             state={"version": self.version, "source": dict(source_state)},
-            save_adapter=partial(adapters.save, masters=masters) if adapters else None,
+            save_adapter=partial(adapters.save, tensors=adapters.whole(masters)) if adapters else None,
         )
 
     def load(self, directory: Path) -> None:
@@ -187,7 +185,8 @@ class TorchPolicy:
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Names and tensors of the plain model in the compute dtype, adapters merged."""
         if self.adapters:
-            return ((name, one.to(self.compute_dtype)) for name, one in self.adapters.merged(self.masters.masters))
+            merged = self.adapters.merged(self.masters.masters)
+            return ((name, self.placement.whole(one.to(self.compute_dtype))) for name, one in merged)
         return (
             (name, self.placement.whole(param.detach().to(self.compute_dtype))) for name, param in self.module.named_parameters()
         )

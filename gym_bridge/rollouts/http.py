@@ -124,7 +124,7 @@ class HttpClient:
         headers: Mapping[str, str] = JSON_HEADERS,
         cookies: Cookies | None = None,
     ) -> Reply:
-        """One POST. Raises HttpError where no whole reply comes within `timeout_s` of its start; a status is never an error here."""
+        """One POST. Raises HttpError where no whole reply comes within `timeout_s` of its start; a status is no error here."""
         return await self._request("POST", url, body, timeout_s=timeout_s, headers=headers, cookies=cookies)
 
     async def get(self, url: str, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Reply:

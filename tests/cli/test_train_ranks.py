@@ -78,6 +78,24 @@ def test_a_run_goes_on_with_another_number_of_processes_from_every_checkpoint(gy
         torch.testing.assert_close(found[name], one, atol=1e-4, rtol=1e-3)
 
 
+def test_adapters_in_shards_go_on_with_any_number_of_processes_as_peft_stores_them(gym_bridge, tiny_qwen3, rows, tmp_path):
+    whole, cut, lora = tmp_path / "whole", tmp_path / "cut", "policy.lora.rank=4"
+    assert gym_bridge(*sft(tiny_qwen3, rows, whole, "algorithm.epochs=2", lora)).code == 0
+    for num_ranks, max_steps in ((2, 3), (1, 5), (2, 10)):
+        argv = sft(tiny_qwen3, rows, cut, "algorithm.epochs=2", lora, f"trainer.max_steps={max_steps}")
+        found = gym_bridge(*argv) if num_ranks == 1 else ended(num_ranks, argv)
+        assert (found.code if num_ranks == 1 else found.returncode) == 0, found
+    assert losses(cut) == pytest.approx(losses(whole), abs=1e-4)
+    adapters = [
+        load_file(run / "checkpoints" / "step_00000010" / "trainer" / "adapter" / "adapter_model.safetensors")
+        for run in (whole, cut)
+    ]
+    for expected, tensors in ([weights(whole), weights(cut)], adapters):
+        assert tensors.keys() == expected.keys()
+        for name, one in expected.items():
+            torch.testing.assert_close(tensors[name], one, atol=1e-4, rtol=1e-3)
+
+
 def test_policy_and_value_model_in_shards_play_and_learn_and_their_checkpoints_are_plain_models(gym_bridge, tiny_llama, tmp_path):
     run, tasks = tmp_path / "run", tmp_path / "tasks.jsonl"
     row = {"responses_create_params": {"input": [{"role": "user", "content": "Say it"}]}}
@@ -178,7 +196,7 @@ def test_a_failure_of_one_process_alone_ends_all_of_them_soon(tiny_llama, rows, 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["policy.lora.rank=4"], "policy.lora: adapters over several processes are not built"),
+        (["policy.lora.rank=4", "policy.tensor_parallel_size=2"], "policy.lora: adapters of layers that are cut are not built"),
         (["policy.learning_rate=1"], "unknown key 'policy.learning_rate'"),
         (["policy.device=cuda"], "policy.device=cuda"),  # which all of them find out
     ],

@@ -65,7 +65,7 @@ def steps_and_gradients(ranks, directory, cut, dtype, num_steps, device="cpu"):
         }
         policies = {"shards": open_policy(directory, placement=sharded(ranks, device=device, **cut), **chosen, **cut)}
         if ranks.leads:
-            policies["whole"] = open_policy(directory, **chosen)
+            policies["whole"] = open_policy(directory, **chosen, **alone(cut))
         gradients = {kind: _gradients(policy, sequences(0), loss_fn) for kind, policy in policies.items()}
         told[name] = {"gradients": _difference(**gradients) if ranks.leads else None}
         for kind, policy in policies.items():
@@ -116,7 +116,7 @@ def heads(ranks, directory, cut):
     from tests.policy.stage import open_policy
 
     def read(head, **place):
-        policy = open_policy(directory, head=head, **place)
+        policy = open_policy(directory, head=head, **{**alone(cut), **place})
         return [one.tolist() for one in policy.logprobs(_sequences(5))], str(policy.module.get_parameter("score.weight").shape)
 
     return {head: [read(head), read(head, placement=sharded(ranks, **cut), **cut)] for head in ("scalar", "value")}
@@ -248,6 +248,11 @@ def files_of_a_model(ranks, directory, output):
     open_policy(directory, placement=sharded(ranks)).write(Path(output), source_state={})
     parallel.FILE_BYTES = usual
     return sorted(one.name for one in Path(output, "model").iterdir())
+
+
+def alone(cut):
+    """Those of the settings that one process has too."""
+    return {name: value for name, value in cut.items() if name == "lora"}
 
 
 def sharded(ranks, **settings):

@@ -114,8 +114,8 @@ def test_a_scalar_head_and_a_directory_of_a_config_alone_will_do(tiny_llama, tmp
 def test_what_it_does_not_know_is_refused(tiny_llama):
     with pytest.raises(ConfigError, match=r"leave out policy\.family"):
         rehearsed(tiny_llama, family="my:Family")
-    with pytest.raises(ConfigError, match=r"policy\.lora: adapters over several processes are not built"):
-        rehearsed(tiny_llama, num_processes=2, lora={"rank": 4})
+    with pytest.raises(ConfigError, match=r"policy\.lora: adapters of layers that are cut are not built"):
+        rehearsed(tiny_llama, num_processes=2, lora={"rank": 4}, tensor_parallel_size=2)
     assert not distributed.is_initialized()
 
 
