@@ -1,12 +1,15 @@
 """Collectors of a collection in places of Ray, which play for the one process that writes the log."""
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from yarl import URL
 
 from gym_bridge.api.clustered import collectors_of
 from gym_bridge.cluster.commands import Place
@@ -15,6 +18,7 @@ from gym_bridge.io.rollout_log import sibling
 from gym_bridge.rollouts.shards import ShardPool
 from gym_bridge.schemas.cluster_settings import ClusterSettings, RoleSettings
 from gym_bridge.schemas.play_settings import RunSettings
+from gym_bridge.schemas.remote_names import shown, url_of
 
 if TYPE_CHECKING:
     from gym_bridge.cluster.services import Services
@@ -24,6 +28,7 @@ ROLE = "collectors"
 COLLECTORS_S = 600.0
 """How long a run waits for collectors, which come when Ray has places for them."""
 LOOK_S = 0.5
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +80,19 @@ def far_collectors(settings: RunSettings) -> Iterator[FarCollectors]:
 
 def _check_reached(settings: RunSettings, places: Sequence[Place], *, host: str) -> None:
     elsewhere = sorted({one.address for one in places} - {host})
-    if elsewhere and settings.server is not None and "://" not in settings.server:
+    if not elsewhere:
+        return
+    where = f"is reached on {host} alone, and collectors run on {elsewhere[0]} too"
+    if settings.gym_config:
+        raise ConfigError(f"NeMo Gym of --gym-config {where}: start it where all reach it, and pass --head-url")
+    addresses = {"server": [settings.server], "agent_url": [settings.agent_url], "head_url": [settings.head_url]}
+    for name, urls in (*addresses.items(), ("model_url", settings.model_url)):
+        for url in filter(None, urls):
+            if "://" not in url or URL(url).host in LOOPBACK_HOSTS:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} {url} {where}: serve it where all reach it, and pass its URL")
+    if url_of(settings.output) is not None and "GYM_BRIDGE_CACHE" not in os.environ:
         raise ConfigError(
-            f"--server {settings.server} is started on {host} for that machine alone, and collectors run on {elsewhere[0]} too: "
-            "serve it where all reach it (gym-bridge serve), and pass its URL"
+            f"--output {shown(settings.output)} is kept on {host} while it grows, and collectors run on {elsewhere[0]} too: let "
+            "GYM_BRIDGE_CACHE name a directory that all machines share"
         )

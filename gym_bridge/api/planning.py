@@ -49,6 +49,7 @@ def plan(settings: TrainSettings, asked: PlanSettings) -> Plan:
     memory = _memory(settings, found, count=count)
     amount = _Amount.of(settings, asked, model)
     speed = _Speed.of(settings, asked)
+    passes = _passes_besides(settings)
     trained = speed.tokens_per_s(found.flops_per_token, settings, count=count)
     sampled = speed.sampled_tokens_per_s(found.flops_per_token)
     seconds = _step_s(amount, trained, sampled)
@@ -66,7 +67,7 @@ def plan(settings: TrainSettings, asked: PlanSettings) -> Plan:
         num_steps=amount.steps,
         step_s=seconds,
         total_s=seconds * amount.steps if seconds is not None and amount.steps else None,
-        notes=(*memory.notes, *amount.notes, *speed.notes),
+        notes=(*memory.notes, *amount.notes, *speed.notes, *([f"time: without {' and '.join(passes)}"] if passes else [])),
     )
 
 
@@ -175,6 +176,8 @@ class _Speed:
 
         policy = settings.policy
         if policy.device == "cpu":
+            if given := [f"--{name}" for name in ("gpu", "mfu") if getattr(asked, name) is not None]:
+                raise ConfigError(f"{given[0]} is of a GPU, and policy.device=cpu; set policy.device=cuda, or leave it out")
             dtype = resolve_dtype(policy.compute_dtype, torch.device("cpu"))
             rate, name = matrix_product_flops(dtype), str(dtype).removeprefix("torch.")
             return cls(TRAINS[name] * rate, SAMPLES[name] * rate)
@@ -188,7 +191,9 @@ class _Speed:
             )
         if peak is None or asked.mfu is None:
             return cls(None, None, ("time: unknown; give --mfu, which metrics.jsonl of an earlier run tells, and --gpu",))
-        return cls(peak * asked.mfu, None)
+        unknown = isinstance(settings, GRPOSettings) and settings.sampler.kind == "local" and not settings.data.is_stored
+        note = "time: unknown, for sampling in this process was not measured on a GPU; tokens/s are those of training"
+        return cls(peak * asked.mfu, None, (note,) if unknown else ())
 
     def tokens_per_s(self, flops: float, settings: TrainSettings, *, count: int) -> float | None:
         """Packed tokens trained over all processes."""
@@ -199,6 +204,21 @@ class _Speed:
     def sampled_tokens_per_s(self, flops: float) -> float | None:
         """Tokens sampled in this process: a third of a trained token's FLOPs each."""
         return None if self.samples is None else self.samples / (flops / 3)
+
+
+def _passes_besides(settings: TrainSettings) -> list[str]:
+    """What computes besides the policy's own step."""
+    if isinstance(settings, DPOSettings):
+        return ["the reference's pass, which is made once a row"]
+    if not isinstance(settings, GRPOSettings):
+        return []
+    algorithm = settings.algorithm
+    named = {
+        "the reference's pass": algorithm.beta > 0,
+        "the critic": algorithm.estimator == "gae",
+        "the trainer's own old log-probs": algorithm.old_logprobs == "trainer",
+    }
+    return [name for name, asked in named.items() if asked]
 
 
 def _step_s(amount: _Amount, trained: float | None, sampled: float | None) -> float | None:

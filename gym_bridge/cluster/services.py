@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from gym_bridge.cluster.commands import Command, Place, Plan
 from gym_bridge.cluster.ray_places import RayPlaces
@@ -40,7 +40,7 @@ class KeptProcess:
 def look(processes: Iterable[KeptProcess], *, timeout_s: float) -> None:
     """Note which of these have ended, for so long at most."""
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError
 
     running = {one.ended: one for one in processes if one.code is None}
     if not running:
@@ -49,7 +49,8 @@ def look(processes: Iterable[KeptProcess], *, timeout_s: float) -> None:
     for reference in done:
         try:
             running[reference].code = ray.get(reference)
-        except RayActorError:
+        except RayError as error:
+            log.warning("%s: %s", running[reference].command.log.name, str(error).strip().rpartition("\n")[2])
             running[reference].code = GONE
 
 
@@ -72,6 +73,8 @@ class Services:
         self._members = [(role, index) for role, _, count in services for index in range(count)]
         self._ready: dict[tuple[str, int], tuple[Any, Place]] = {}
         self._processes: dict[tuple[str, int], KeptProcess] = {}
+        self._moving: dict[tuple[str, int], tuple[Any, Any, Place]] = {}
+        """New keepers that wait for a place, and where the process was before."""
         self._ended_soon: Counter[tuple[str, int]] = Counter()
 
     @property
@@ -97,7 +100,10 @@ class Services:
         Raises PolicyError for one that does not come up.
         """
         for member, one in self._processes.items():
-            if one.code is None:
+            if one.code is None or (member in self._moving and not self._moved(member)):
+                continue
+            if one.code == GONE and member in self._ready and self._ready[member][0] is one.keeper:
+                self._move(member)
                 continue
             soon = time.monotonic() - one.started < SOON_S
             self._ended_soon[member] = self._ended_soon[member] + 1 if soon else 1
@@ -105,8 +111,6 @@ class Services:
             if self._ended_soon[member] > MAX_IN_A_ROW:
                 raise PolicyError(f"{role} {index} does not come up (exit code {one.code}); its log is {one.command.log}")
             log.warning("%s %d has ended (exit code %d); it is started again", role, index, one.code)
-            if one.code == GONE:
-                self._move(member)
             self._start(member)
 
     def close(self) -> None:
@@ -131,14 +135,31 @@ class Services:
         self._processes[member] = KeptProcess.run(self._ready[member][0], self._plans[role](places)[index])
 
     def _move(self, member: tuple[str, int]) -> None:
-        """A new worker for a process, at the same port where it is on the same machine."""
+        """Ask for a new worker for a process."""
         import ray
 
-        lost, before = self._ready.pop(member)
+        lost, before = self._ready[member]
         ray.kill(lost)
-        self._placed(member)
-        keeper, place = self._ready[member]
-        if place.address == before.address:
-            self._ready[member] = keeper, before
-        else:
+        keeper = self._places.keeper(*member)
+        self._moving[member] = keeper, keeper.place.remote(), before
+        log.warning("%s %d has lost its worker or machine, and waits for a place", *member)
+
+    def _moved(self, member: tuple[str, int]) -> bool:
+        """Whether it has its new place: the same port, where it is on the same machine."""
+        import ray
+        from ray.exceptions import RayError
+
+        keeper, found, before = self._moving[member]
+        if not ray.wait([found], timeout=0)[0]:
+            return False
+        del self._moving[member]
+        self._ready[member] = keeper, before
+        try:
+            place: Place = cast(Any, ray.get(found))
+        except RayError:
+            self._move(member)
+            return False
+        if place.address != before.address:
+            self._ready[member] = keeper, place
             log.warning("%s %d is now on %s: those who train learn of it when they start again", *member, place.address)
+        return True

@@ -20,6 +20,7 @@ TOGETHER_S = 30.0
 GRACE_S = 300.0
 """How long those who train have to save, after SIGTERM."""
 LOOK_S = 0.5
+WAITING_TOLD_S = 60.0
 
 
 class Supervisor:
@@ -83,7 +84,10 @@ class Supervisor:
         for one in self._trainers:
             ray.kill(one.keeper)
         keepers = [self._places.keeper("policy", index) for index in range(self._num_trainers)]
-        places = ray.get([one.place.remote() for one in keepers])
+        found = [one.place.remote() for one in keepers]
+        while len(ray.wait(found, num_returns=len(found), timeout=WAITING_TOLD_S)[0]) < len(found):
+            log.warning("those who train wait for places: Ray has none free for all of them")
+        places = ray.get(found)
         self._trainers = [KeptProcess.run(keeper, command) for keeper, command in zip(keepers, self._plan(places), strict=True)]
 
     def _codes(self) -> list[int]:

@@ -14,7 +14,11 @@ from gym_bridge.io.jsonl import written_aside
 from gym_bridge.io.task_inputs import materialized_inputs_beside
 from gym_bridge.schemas.remote_names import mirrored, url_of
 
-TELLING = ("ETag", "etag", "md5Hash", "oid", "ino", "mtime", "LastModified", "last_modified", "created", "updated", "size")
+TELLING = (
+    *("size", "ETag", "etag", "md5Hash", "md5", "content_md5", "Content-MD5", "Digest", "crc32c", "generation", "sha", "oid"),
+    *("blob_id", "xet_hash", "lfs", "last_commit", "ino", "mtime", "modificationTime", "created", "updated"),
+    *("LastModified", "Last-Modified", "last_modified"),
+)
 """What a file system says of a file that changes with its content."""
 WITHOUT_DIRECTORIES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hf", "oci", "oss")
 """Stores of objects: s3fs would make a bucket of a typing error."""
@@ -33,11 +37,16 @@ def fetch(path: Path, *, optional: bool = False) -> None:
         return
     with _told(url, "read"):
         files, place = _file_system(url)
+        files.invalidate_cache()
+        known = _known(path)
         if not files.exists(place):
+            if known and path.exists() and known["here"] == _here(path):  # it was there, and somebody has removed it
+                path.unlink()
+                _notes(path).unlink()
             if optional or path.exists():  # what was written here is sent yet
                 return
             raise ConfigError(f"{url}: there is no such file")
-        there, known = _marks(files, place), _known(path)
+        there = _marks(files, place)
         if known.get("there") == there and path.exists():
             return
         if path.exists() and known.get("here") != _here(path):
@@ -48,14 +57,19 @@ def fetch(path: Path, *, optional: bool = False) -> None:
         _note(path, there)
 
 
-def send(path: Path) -> None:
-    """Write the file of which `path` is the mirror; another path stays alone. Raises ConfigError when it is refused."""
-    url = url_of(path)
-    if url is None or not path.exists() or _known(path).get("here") == _here(path):
+def send(path: Path, *, replace: bool = True) -> None:
+    """Write the file of which `path` is the mirror; another path stays alone.
+
+    Raises ConfigError when it is refused, and, without `replace`, where what is there has changed since it was fetched or sent.
+    """
+    url, known = url_of(path), _known(path)
+    if url is None or not path.exists() or known.get("here") == _here(path):
         return
     try:
         with _told(url, "write"):
             files, place = _file_system(url)
+            if not replace and files.exists(place) and _marks(files, place) != known.get("there"):
+                raise ConfigError(f"{url} has changed while this ran, and is left alone")
             if url.partition("://")[0] not in WITHOUT_DIRECTORIES:
                 files.makedirs(files._parent(place), exist_ok=True)
             files.put_file(str(path), place)
@@ -89,18 +103,18 @@ def log_elsewhere(files: Iterable[Path], directory: Path) -> Iterator[None]:
     if url is None:
         yield
         return
-    for path in files:
+    for path in (*files, *_names_below(url)):
         fetch(path, optional=True)
-    for path in _names_below(url):
-        fetch(path)
+    fetched = [path for path in (*files, *_names_below(url)) if path.exists()]
     try:
         yield
     finally:
         here = sorted(one for one in directory.glob("*") if not one.name.startswith(".")) if directory.is_dir() else []
         for path in (*here, *files):  # rows after what they hang on
-            send(path)
-        for path in {*_names_below(url)} - {*here}:
-            _remove(path)
+            send(path, replace=False)
+        for path in fetched:
+            if not path.exists():
+                _remove(path)
 
 
 def _names_below(url: str) -> list[Path]:
@@ -108,8 +122,13 @@ def _names_below(url: str) -> list[Path]:
     with _told(url, "read"):
         files, place = _file_system(url)
         files.invalidate_cache()
-        there = files.ls(place, detail=False) if files.isdir(place) else []
-        return [mirrored(files.unstrip_protocol(one)) for one in there]
+        return _listed(url, files, place) if files.isdir(place) else []
+
+
+def _listed(url: str, files: Any, place: str) -> list[Path]:
+    """Under the name that the user has for the directory: a file system has others for itself."""
+    names = [one.rstrip("/").rpartition("/")[2] for one in files.ls(place, detail=False)]
+    return [mirrored(f"{url.rstrip('/')}/{name}") for name in names if name]
 
 
 def _remove(path: Path) -> None:
@@ -117,7 +136,9 @@ def _remove(path: Path) -> None:
     assert url is not None, "it is a mirror"
     with _told(url, "remove"):
         files, place = _file_system(url)
-        files.rm_file(place)
+        if files.exists(place):
+            files.rm_file(place)
+        _notes(path).unlink(missing_ok=True)
 
 
 def _shards(path: Path) -> Iterator[Path]:
@@ -133,11 +154,16 @@ def _shards(path: Path) -> Iterator[Path]:
             if not files.isdir(place):
                 yield path
                 return
-            names = {one.rpartition("/")[2]: mirrored(files.unstrip_protocol(one)) for one in files.ls(place, detail=False)}
-    rows = [one for name, one in sorted(names.items()) if name.endswith(ROWS) and not name.partition(".")[0].endswith(BESIDE)]
+            names = {one.name: one for one in _listed(url, files, place)}
+    rows = [one for name, one in sorted(names.items()) if _is_shard(name)]
     if not rows:
         raise ConfigError(f"{url or path}: a directory without rollouts; expected files that end in {', '.join(ROWS)}")
     yield from rows
+
+
+def _is_shard(name: str) -> bool:
+    ending = next((one for one in ROWS if name.endswith(one)), None)
+    return ending is not None and not name.removesuffix(ending).endswith(BESIDE)
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -29,7 +29,7 @@ from gym_bridge.policy.live_bytes import LiveBytes
 from gym_bridge.policy.loading import resolve_dtype
 from gym_bridge.policy.master_weights import MasterWeights
 from gym_bridge.policy.packing import Pack, pack
-from gym_bridge.policy.parallel import Sharded
+from gym_bridge.policy.parallel import Sharded, check_shardable
 from gym_bridge.policy.ranks import Ranks
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.seams import Head
@@ -78,6 +78,8 @@ def rehearse(directory: Path, settings: PolicySettings, *, num_processes: int, h
     """
     if settings.family != "hf" or settings.backend != "torch":
         raise ConfigError("plan knows models of transformers on our own backend; leave out policy.family and policy.backend")
+    if num_processes > 1:
+        check_shardable(settings)
     eight_bits = settings.optimizer == "adamw_8bit"
     dtype = resolve_dtype(settings.compute_dtype, torch.device("cpu")) if settings.device == "cpu" else _on_cuda(settings)
     changed: dict[str, Any] = {"device": "cpu", "attention": "sdpa", "compute_dtype": str(dtype).removeprefix("torch.")}

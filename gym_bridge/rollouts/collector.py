@@ -103,6 +103,8 @@ class RolloutCollector:
         if feed is not None:
             feed.wake = flight.wake
         beside_it = [asyncio.create_task(one()) for one in (self._player.watch, *self._beside)]
+        for task in beside_it:
+            task.add_done_callback(flight.see)
         try:
             while True:
                 num_started = self._start(units, flight)
@@ -183,6 +185,12 @@ class _InFlight:
     def wake(self) -> None:
         """There may be more to start."""
         self.ended.put_nowait(None)
+
+    def see(self, beside: asyncio.Task[None]) -> None:
+        """What ran beside the play has ended: an error of it ends the play."""
+        if not beside.cancelled() and (error := beside.exception()) is not None:
+            self.error = self.error or error
+            self.wake()
 
     def _retried(self, unit: Unit, rollouts: Sequence[Rollout]) -> None:
         self.ended.put_nowait(_EndedAttempt(unit, rollouts, is_last=False))

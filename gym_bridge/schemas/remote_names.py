@@ -11,14 +11,24 @@ from typing import Annotated
 from pydantic import BeforeValidator, PlainSerializer
 
 from gym_bridge.config import cache_directory
+from gym_bridge.errors import ConfigError
 
+HERE = ("file", "local")
+"""Schemes of this machine's own files."""
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)")
 
 
 def mirrored(name: str | Path) -> Path:
-    """The path of a file by its name; of a URL the place of its mirror."""
+    """The path of a file by its name; of a URL the place of its mirror. Raises ConfigError for a URL that no path can stand for."""
     found = URL.fullmatch(str(name))
-    return Path(name) if found is None else _mirrors() / found[1] / found[2].strip("/")
+    if found is None:
+        return Path(name)
+    if found[1] in HERE:
+        return Path(found[2])
+    path = _mirrors() / found[1] / found[2].strip("/")
+    if url_of(path) != str(name).rstrip("/") or ".." in path.parts:
+        raise ConfigError(f"{name}: a file cannot be kept here under this URL; leave out empty, . and .. parts")
+    return path
 
 
 def url_of(path: Path) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gym_bridge.errors import ConfigError
-from gym_bridge.io.remote_files import fetch, fetched_rows, send
+from gym_bridge.io.remote_files import fetch, fetched_rows, log_elsewhere, send
 from gym_bridge.schemas.remote_names import mirrored, shown, url_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -74,6 +74,7 @@ def test_a_url_is_named_by_its_mirror_and_back():
     path = mirrored("s3://bucket/a/b.jsonl")
     assert (url_of(path), shown(path), path.name) == ("s3://bucket/a/b.jsonl", "s3://bucket/a/b.jsonl", "b.jsonl")
     assert mirrored("a/b.jsonl") == Path("a/b.jsonl")
+    assert mirrored("file:///tmp/b.jsonl") == Path("/tmp/b.jsonl")
     assert url_of(Path("a/b.jsonl")) is None
     assert shown(Path("a//b.jsonl")) == "a/b.jsonl"
 
@@ -113,7 +114,15 @@ def test_two_that_have_changed_are_told_and_none_is_overwritten(bucket: str):
 
 
 def test_a_directory_means_its_shards_in_order_and_not_what_stands_beside_them(bucket: str, tmp_path: Path):
-    names = ["b.jsonl", "a.jsonl", "a_failures.jsonl", "a_materialized_inputs.jsonl", "notes.txt", "c.jsonl.gz"]
+    names = [
+        "b.jsonl",
+        "a.jsonl",
+        "c.v2_failures.jsonl",
+        "a_failures.jsonl",
+        "a_materialized_inputs.jsonl",
+        "notes.txt",
+        "c.jsonl.gz",
+    ]
     for name in names:
         put(f"{bucket}/shards/{name}", name)
         (tmp_path / name).write_text(name)
@@ -127,6 +136,9 @@ def test_a_directory_means_its_shards_in_order_and_not_what_stands_beside_them(b
 def test_what_cannot_be_had_is_one_line(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match=f"^{bucket}/none.jsonl: there is no such file$"):
         fetch(mirrored(f"{bucket}/none.jsonl"))
+    for odd in ("s3://b/a//c.jsonl", "s3://b/../c.jsonl"):
+        with pytest.raises(ConfigError, match="cannot be kept here under this URL"):
+            mirrored(odd)
     with pytest.raises(ConfigError, match=r"^cannot read s4://x/y: ValueError: Protocol not known: s4"):
         fetch(mirrored("s4://x/y"))
     (tmp_path / "empty").mkdir()
@@ -138,6 +150,52 @@ def test_what_cannot_be_had_is_one_line(bucket: str, tmp_path: Path, monkeypatch
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     with pytest.raises(ConfigError, match=r"^cannot (read|write) s3://no-such-bucket-anywhere/r.jsonl: .*it is whole in "):
         send(path)
+
+
+def test_what_somebody_has_removed_is_not_read_from_the_cache(bucket: str):
+    path = mirrored(f"{bucket}/gone.jsonl")
+    put(f"{bucket}/gone.jsonl", "one\n")
+    fetch(path)
+    _files().rm_file(f"{bucket}/gone.jsonl")
+    with pytest.raises(ConfigError, match="there is no such file"):
+        fetch(path)
+    assert not path.exists()
+    path.write_text("ours, not sent yet\n")
+    fetch(path)
+    assert path.read_text() == "ours, not sent yet\n"
+
+
+def log_of(url: str) -> tuple[Path, Path, Path]:
+    """A log of rows, failures and a chunk of tokens."""
+    rows = mirrored(f"{url}/R.jsonl")
+    return rows, rows.with_name("R_failures.jsonl"), rows.with_name("R.tokens") / "chunk-000000.npz"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a"])
+def test_a_log_is_sent_whole_and_what_it_has_discarded_goes_there_too(bucket: str, scheme: str):
+    url = f"{bucket}/log".replace("s3://", f"{scheme}://")
+    rows, failures, chunk = log_of(url)
+    with log_elsewhere([failures, rows], chunk.parent):
+        chunk.parent.mkdir(parents=True)
+        for path in (rows, failures, chunk):
+            path.write_text("first")
+    assert [got(f"{bucket}/log/{name}") for name in ("R.jsonl", "R_failures.jsonl", "R.tokens/chunk-000000.npz")] == ["first"] * 3
+    with log_elsewhere([failures, rows], chunk.parent):
+        failures.unlink()
+        chunk.unlink()
+        rows.write_text("second")
+    assert got(f"{bucket}/log/R.jsonl") == "second"
+    assert [one.rpartition("/")[2] for one in _files().find(f"{bucket}/log")] == ["R.jsonl"]
+
+
+def test_a_log_that_another_machine_has_sent_meanwhile_is_left_alone(bucket: str):
+    rows, failures, chunk = log_of(f"{bucket}/log")
+    told = r"R\.jsonl has changed while this ran, and is left alone; it is whole in "
+    with pytest.raises(ConfigError, match=told), log_elsewhere([failures, rows], chunk.parent):
+        rows.parent.mkdir(parents=True)
+        rows.write_text("ours")
+        put(f"{bucket}/log/R.jsonl", "theirs")
+    assert (rows.read_text(), got(f"{bucket}/log/R.jsonl")) == ("ours", "theirs")
 
 
 def test_transform_reads_and_writes_urls(bucket: str, gym_bridge, tmp_path: Path):

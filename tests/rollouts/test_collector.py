@@ -317,6 +317,24 @@ def test_a_model_that_is_gone_is_named_and_what_ended_beside_it_comes_out_first(
     assert sorted(found) == [(0, 0), (2, 0), (3, 0)]
 
 
+def test_what_fails_beside_the_play_ends_it():
+    async def failing() -> None:
+        await asyncio.sleep(0.1)
+        raise ServerError("nobody comes up", url="beside")
+
+    async def run() -> None:
+        async def script(request: TurnRequest) -> Turn:
+            await asyncio.sleep(30)
+            return turn(said("3"))
+
+        async with serving_counter() as (url, _), collecting(ScriptedEndpoint(script), url, beside=[failing]) as collector:
+            async for _ in collector.rollouts(plan([counter_task()], num_repeats=1)):
+                raise AssertionError("no rollout can come")
+
+    with pytest.raises(ServerError, match="nobody comes up"):
+        asyncio.run(asyncio.wait_for(run(), 10))
+
+
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_rollouts_are_in_flight_than_allowed_and_the_plan_is_read_as_they_finish(concurrency: int):
     taken = 0
