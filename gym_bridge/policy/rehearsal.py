@@ -4,6 +4,9 @@ The module, its shards, its optimizer and its backward pass are those of trainin
 PyTorch's fake process group stands in for the other processes. No weights are read.
 """
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedModel
 
-from gym_bridge.errors import ConfigError, PolicyError
+from gym_bridge.errors import ConfigError, GymBridgeError, PolicyError
 from gym_bridge.policy.activation_checkpointing import checkpoint_layers
 from gym_bridge.policy.adapters import Adapters
 from gym_bridge.policy.attention import Block, BlockRows
@@ -35,6 +38,8 @@ from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.seams import Head
 from gym_bridge.schemas.tokens import TrainingSequence
 
+APART = "from gym_bridge.policy.rehearsal import rehearse_apart; rehearse_apart()"
+"""What a Python does for one that cuts layers: DTensor keeps what it learnt of the first processes until its interpreter ends."""
 BLOCK_OF_8_BITS, NOT_IN_8_BITS = 256, 4096
 """Numbers that share a scale, and those of a weight below which its moments keep 32 bits, in `optimizers.build_optimizer`."""
 
@@ -80,6 +85,27 @@ def rehearse(directory: Path, settings: PolicySettings, *, num_processes: int, h
         raise ConfigError("plan knows models of transformers on our own backend; leave out policy.family and policy.backend")
     if num_processes > 1:
         check_shardable(settings)
+    if settings.tensor_parallel_size == 1:
+        return _rehearsed(directory, settings, num_processes, head, index)
+    call = pickle.dumps((directory, settings, num_processes, head, index))
+    done = subprocess.run([sys.executable, "-P", "-c", APART], input=call, stdout=subprocess.PIPE, check=True)
+    found = pickle.loads(done.stdout)
+    if isinstance(found, GymBridgeError):
+        raise found
+    return found
+
+
+def rehearse_apart() -> None:
+    """In an interpreter of its own: the rehearsal that stdin asks for, or its error, to stdout."""
+    call = pickle.load(sys.stdin.buffer)
+    try:
+        found: Rehearsal | GymBridgeError = _rehearsed(*call)
+    except GymBridgeError as error:
+        found = error
+    sys.stdout.buffer.write(pickle.dumps(found))
+
+
+def _rehearsed(directory: Path, settings: PolicySettings, num_processes: int, head: Head, index: int) -> Rehearsal:
     eight_bits = settings.optimizer == "adamw_8bit"
     dtype = resolve_dtype(settings.compute_dtype, torch.device("cpu")) if settings.device == "cpu" else _on_cuda(settings)
     changed: dict[str, Any] = {"device": "cpu", "attention": "sdpa", "compute_dtype": str(dtype).removeprefix("torch.")}
