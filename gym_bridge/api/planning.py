@@ -22,7 +22,7 @@ SAMPLES = {"float32": 0.2, "bfloat16": 0.05}
 benchmarks/sampler.py measure them, RESULTS.md has the figures."""
 HOLES = 0.8
 """What glibc's allocator holds on a CPU in pieces that are too small for the next tensors, for each byte that passes: beside
-weights, gradients and moments. Measured there too: 0.4 to 1.3."""
+weights, gradients and moments. Measured there too: 0.4 to 3."""
 STARTED = (
     "import gym_bridge.policy.parallel_policy as _, re; print(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1])"
 )
