@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import cloudpickle
-
 from gym_bridge.cluster.commands import own_modules, passed_on
 from gym_bridge.cluster.ray_connection import connected
 from gym_bridge.errors import GymBridgeError
@@ -24,6 +22,8 @@ ITEMS_AT_ONCE = 4096
 BLOCKS_PER_WORKER = 4
 """At least, so that a slow one does not hold up all."""
 ITEMS_PER_BLOCK = 8
+PROTOCOL = 5
+"""Of pickle: results have buffers."""
 STORE_BYTES = 400 * 2**20
 
 
@@ -57,8 +57,8 @@ class RayWorkers:
         import ray.data
         from ray.exceptions import RayError
 
-        made, left = cloudpickle.dumps(make), iter(items)
-        while some := [{"item": cloudpickle.dumps(one)} for one in islice(left, ITEMS_AT_ONCE)]:
+        made, left = pickle.dumps(make, PROTOCOL), iter(items)
+        while some := [{"item": pickle.dumps(one, PROTOCOL)} for one in islice(left, ITEMS_AT_ONCE)]:
             num_blocks = min(len(some), max(self.num * BLOCKS_PER_WORKER, len(some) // ITEMS_PER_BLOCK))
             data: Any = ray.data.from_items(some, override_num_blocks=num_blocks)
             found = data.map(
@@ -83,9 +83,9 @@ def _function(made: bytes, directory: str) -> Callable[[Any], Any]:
 
 def _worked(made: bytes, directory: str, row: dict[str, bytes]) -> dict[str, bytes]:
     try:
-        return {"result": cloudpickle.dumps(_function(made, directory)(pickle.loads(row["item"]))), "error": b""}
+        return {"result": pickle.dumps(_function(made, directory)(pickle.loads(row["item"])), PROTOCOL), "error": b""}
     except GymBridgeError as error:  # the user's: it is told of the first item that has one
-        return {"result": b"", "error": cloudpickle.dumps(error)}
+        return {"result": b"", "error": pickle.dumps(error, PROTOCOL)}
 
 
 def _opened(row: dict[str, bytes]) -> Any:
