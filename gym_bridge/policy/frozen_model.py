@@ -34,7 +34,8 @@ class FrozenModel:
         self._placement = Whole(settings) if placement is None else placement
         self.family = open_family(settings)
         dtype = resolve_dtype(settings.compute_dtype, self._placement.device)
-        self._opened = self._placement.open(self.family, directory, settings, reading=head)
+        plain = settings.model_copy(update={"lora": None})
+        self._opened = self._placement.open(self.family, directory, plain, reading=head)
         self.module = self._opened.module
         for param in self.module.parameters():
             if not isinstance(param, DTensor):

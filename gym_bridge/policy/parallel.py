@@ -35,7 +35,7 @@ from gym_bridge.policy.placement import Opened
 from gym_bridge.policy.ranks import Ranks, dealt
 from gym_bridge.policy.reading import Reading, head_for
 from gym_bridge.policy.tensor_parallel import cut_layers
-from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
+from gym_bridge.schemas.policy_settings import PolicySettings
 
 T = TypeVar("T")
 FILE_BYTES = 5 * 10**9
@@ -74,22 +74,14 @@ class Sharded:
         logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # it advises on how norms are summed
         self._mesh = init_device_mesh(self.device.type, (self.num_shares, together), mesh_dim_names=("fsdp", "tp"))
 
-    def open(
-        self,
-        family: ModelFamily,
-        directory: Path,
-        settings: PolicySettings,
-        *,
-        reading: Reading,
-        lora: LoRASettings | None = None,
-    ) -> Opened:
+    def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
         """The model of a directory, of which no rank ever holds a whole copy, in the master dtype."""
         assert isinstance(family, HFFamily), "others are refused"
         head = head_for(reading)
         module = family.outline(directory, head=head)
         if kept := module.state_dict().keys() - {*dict(module.named_parameters(remove_duplicate=False))}:
             raise PolicyError(f"{directory}: {UNREADABLE}: it keeps {min(kept)}, which is no parameter")
-        adapters = Adapters(module, lora, head=head) if lora else None
+        adapters = Adapters(module, settings.lora, head=head) if settings.lora else None
         root = self.cut(module, directory, settings)
         _fill(module, self.device)
         self._read(module, directory, reading)

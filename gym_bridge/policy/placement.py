@@ -15,7 +15,7 @@ from gym_bridge.policy.distributed_files import read_distributed
 from gym_bridge.policy.family import ModelFamily
 from gym_bridge.policy.loading import resolve_device
 from gym_bridge.policy.reading import Reading, head_for, open_module
-from gym_bridge.schemas.policy_settings import LoRASettings, PolicySettings
+from gym_bridge.schemas.policy_settings import PolicySettings
 
 T = TypeVar("T")
 
@@ -42,16 +42,8 @@ class Placement(Protocol):
     token_multiple: int
     """Of which the tokens of a pack are a multiple."""
 
-    def open(
-        self,
-        family: ModelFamily,
-        directory: Path,
-        settings: PolicySettings,
-        *,
-        reading: Reading,
-        lora: LoRASettings | None = None,
-    ) -> Opened:
-        """The model of a directory in evaluation mode, with adapters where `lora` asks for them; whole in float32, in shards in the
+    def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
+        """The model of a directory in evaluation mode, with adapters where `policy.lora` asks for them; whole in float32, in shards in the
         master dtype. Raises ConfigError and PolicyError."""
         ...
 
@@ -98,18 +90,10 @@ class Whole:
         """Raises ConfigError for a device that this machine lacks."""
         self.device = resolve_device(settings.device)
 
-    def open(
-        self,
-        family: ModelFamily,
-        directory: Path,
-        settings: PolicySettings,
-        *,
-        reading: Reading,
-        lora: LoRASettings | None = None,
-    ) -> Opened:
+    def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
         """The model of a directory, in float32."""
         module = open_module(family, directory, device=self.device, reading=reading)
-        adapters = Adapters(module, lora, head=head_for(reading)) if lora else None
+        adapters = Adapters(module, settings.lora, head=head_for(reading)) if settings.lora else None
         if adapters:
             adapters.begin()
         return Opened(module=module, around=lambda compute: compute(), adapters=adapters)

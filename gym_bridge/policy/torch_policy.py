@@ -78,7 +78,7 @@ class TorchPolicy:
         self.tokenizer_files = read_tokenizer_files(directory)  # now: the directory may be an old checkpoint, soon removed
         choice = renderer_choice(directory, name=settings.renderer, options=settings.chat_template_kwargs)
         self.tokenizer_files |= renderer_file(choice)
-        self._opened = self.placement.open(self.family, directory, settings, reading=head, lora=settings.lora)
+        self._opened = self.placement.open(self.family, directory, settings, reading=head)
         self.module, self.adapters = self._opened.module, self._opened.adapters
         if settings.activation_checkpointing:
             checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
