@@ -43,7 +43,7 @@ class Placement(Protocol):
     """Of which the tokens of a pack are a multiple."""
 
     def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
-        """The model of a directory in evaluation mode, with adapters where `policy.lora` asks for them; whole in float32, in shards in the
+        """The model of a directory in evaluation mode, with the adapters that `settings` ask for; whole in float32, in shards in the
         master dtype. Raises ConfigError and PolicyError."""
         ...
 
