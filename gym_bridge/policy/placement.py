@@ -43,8 +43,8 @@ class Placement(Protocol):
     """Of which the tokens of a pack are a multiple."""
 
     def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
-        """The model of a directory in evaluation mode, with the adapters that `settings` ask for; whole in float32, in shards in the
-        master dtype. Raises ConfigError and PolicyError."""
+        """The model of a directory in evaluation mode, with the adapters that `settings` ask for; whole in float32, in shards in
+        the master dtype. Raises ConfigError and PolicyError."""
         ...
 
     def read_weights(self, weights: Mapping[str, Tensor], family: ModelFamily, directory: Path, *, reading: Reading) -> None:
