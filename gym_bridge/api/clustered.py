@@ -2,15 +2,14 @@
 
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
 from gym_bridge.api.models import model_directory
-from gym_bridge.cluster.commands import Command, Place, own_modules, passed_on, python
+from gym_bridge.cluster.commands import Command, Place, Service, own_modules, passed_on, python
 from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.io.jsonl import written_aside
 from gym_bridge.io.run_directory import RunDirectory
@@ -34,7 +33,8 @@ class ClusterFiles:
         """What the training came to."""
         self.collectors = self.run / "cluster" / "collectors.json"
         """Where collectors find who they play for."""
-
+        self.samplers = self.run / "cluster" / "samplers.txt"
+        """The addresses of vLLM servers; a line each."""
         self.logs = self.run / "logs"
         """Where the lines of all processes go."""
 
@@ -58,10 +58,10 @@ class ClusterFiles:
 
 
 def check_processes(settings: TrainSettings) -> None:
-    """Raises ConfigError where those who train cannot cut layers as the settings ask."""
-    together, count = settings.policy.tensor_parallel_size, settings.cluster.policy.count
-    if count % together:
-        raise ConfigError(f"policy.tensor_parallel_size={together}: cluster.policy.count={count} is no multiple of it; change one")
+    """Raises ConfigError where those who train cannot share the work as the settings ask."""
+    policy, count = settings.policy, settings.cluster.policy.count
+    if count % policy.together:
+        raise ConfigError(f"{policy.together_told}: cluster.policy.count={count} is no multiple of it; change one")
 
 
 def train_on_ray(settings: TrainSettings) -> "TrainResult":
@@ -76,21 +76,14 @@ def train_on_ray(settings: TrainSettings) -> "TrainResult":
 
     check_processes(settings)
     files, cluster = ClusterFiles(settings.trainer.output), settings.cluster
-    for left in (files.result, files.collectors):
+    for left in (files.result, files.collectors, files.samplers):
         left.unlink(missing_ok=True)
     roles: dict[str, RoleSettings] = {"policy": cluster.policy}
-    services = []
+    services: list[Service] = []
     if isinstance(cluster, OnlineClusterSettings):
         roles |= {"sampler": cluster.sampler, "collectors": cluster.collectors}
-        model = model_directory(settings.policy.model)
-        services = [
-            ("sampler", partial(_servers, cluster, cluster.sampler, model, files), cluster.sampler.count),
-            (
-                "collectors",
-                partial(collectors_of, cluster, cluster.collectors, files.collectors, files.logs),
-                cluster.collectors.count,
-            ),
-        ]
+        services = [*_servers(cluster, cluster.sampler, model_directory(settings.policy.model), files)]
+        services += [collectors_of(cluster, cluster.collectors, files.collectors, files.logs)]
     with RayPlaces(cluster, roles) as places, noted(signal.SIGTERM) as terminated:
         run, beside = RunDirectory(files.run), Services(places, services)
         supervisor = Supervisor(
@@ -117,9 +110,9 @@ def _trainers(
     values = settings.model_dump(mode="json")
     values["trainer"]["output"] = str(files.run)
     _check_server(settings, places[0], of_service("collectors"))
-    if samplers := of_service("sampler"):
-        values["sampler"]["url"] = [f"http://{one.address}:{one.port}" for one in samplers]
-        values["cluster"]["sampler"]["count"] = 0
+    if of_service("sampler"):
+        values["sampler"]["url"] = [str(files.samplers)]
+        values["cluster"]["sampler"] = {}
     with written_aside(files.config) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode())
     role, alone = settings.cluster.policy, len(places) == 1
@@ -156,30 +149,37 @@ def _among(rank: int, places: Sequence[Place], *, sees_own_gpus: bool) -> dict[s
     return {**{name: str(value) for name, value in told.items()}, "MASTER_ADDR": machines[0], "MASTER_PORT": str(places[0].port)}
 
 
-def _servers(
-    cluster: ClusterSettings, role: SamplerRole, model: Path, files: ClusterFiles, places: Sequence[Place]
-) -> list[Command]:
-    return [
-        _command(
+def _servers(cluster: ClusterSettings, role: SamplerRole, model: Path, files: ClusterFiles) -> Iterator[Service]:
+    """vLLM servers, whose addresses stand in a file for those who train."""
+    if not role.count:
+        return
+
+    def command(index: int, place: Place) -> Command:
+        own = ["--host", place.address, "--port", str(place.port), "--seed", str(index), "--enable-scale-out"]
+        return _command(
             cluster,
             role,
-            [
-                *python(role.python),
-                *("-m", "vllm.entrypoints.openai.api_server", "--model", str(model.resolve()), "--seed", str(index)),
-                *("--host", place.address, "--port", str(place.port), "--enable-scale-out", *role.args),
-            ],
+            [*python(role.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.resolve()), *own, *role.args],
             log=files.log("sampler", index),
             ours=role.python is None,
             variables={"VLLM_SERVER_DEV_MODE": "1"},
         )
-        for index, place in enumerate(places)
-    ]
+
+    def tell(places: Sequence[Place]) -> None:
+        with written_aside(files.samplers) as file:
+            file.write("".join(f"http://{one.address}:{one.port}\n" for one in places).encode())
+
+    yield Service(role="sampler", count=role.count, command=command, tell=tell)
 
 
-def collectors_of(cluster: ClusterSettings, role: RoleSettings, board: Path, logs: Path, places: Sequence[Place]) -> list[Command]:
-    """A collector for each place, that plays for whoever `board` names; its lines go to a file in `logs`."""
+def collectors_of(cluster: ClusterSettings, role: RoleSettings, board: Path, logs: Path) -> Service:
+    """Collectors that play for whoever `board` names; their lines go to files in `logs`."""
     argv = [*python(role.python), "-c", CODE, str(board)]
-    return [_command(cluster, role, argv, log=logs / f"collectors-{index}.log") for index, _ in enumerate(places)]
+
+    def command(index: int, place: Place) -> Command:
+        return _command(cluster, role, argv, log=logs / f"collectors-{index}.log")
+
+    return Service(role="collectors", count=role.count, command=command)
 
 
 def _command(

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,11 +67,10 @@ def far_collectors(settings: RunSettings) -> Iterator[FarCollectors]:
     board = sibling(settings.output, "_collectors.json").resolve()
     logs = sibling(settings.output, "_logs").resolve()
     with RayPlaces(cluster, {ROLE: role}) as places:
-        commands = partial(collectors_of, cluster, role, board, logs)
-        services = Services(places, [(ROLE, commands, role.count)])
+        services = Services(places, [collectors_of(cluster, role, board, logs)])
         try:
-            _check_reached(settings, services.places(ROLE), host=places.host)
             services.start()
+            _check_reached(settings, services.places(ROLE), host=places.host)
             yield FarCollectors(services=services, board=board, host=places.host)
         finally:
             services.close()

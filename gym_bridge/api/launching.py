@@ -78,11 +78,11 @@ def submit(where: Where, text: str) -> str:
 
 def _check_room(launch: Launch, training: TrainSettings) -> None:
     """Raises ConfigError where the machines are too small for the roles, or for a layer's processes."""
-    together = training.policy.tensor_parallel_size
+    policy = training.policy
     if not launch.on_ray:
         count = launch.nodes * launch.num_processes
-        if count % together:
-            raise ConfigError(f"policy.tensor_parallel_size={together}: {count} processes would be started; change --gpus-per-node")
+        if count % policy.together:
+            raise ConfigError(f"{policy.together_told}: {count} processes would be started; change --gpus-per-node")
         return
     check_processes(training)
     cluster: Any = training.cluster
@@ -90,7 +90,7 @@ def _check_room(launch: Launch, training: TrainSettings) -> None:
     if isinstance(cluster, OnlineClusterSettings):
         roles += [cluster.sampler, cluster.collectors]
     for name, there in (("gpus", launch.gpus_per_node), ("cpus", launch.cpus_per_node)):
-        asked = sum(role.count * getattr(role, name) for role in roles)
+        asked = sum(role.required * getattr(role, name) for role in roles)
         if asked > launch.nodes * there:
             flag = f"--{name}-per-node {there}"
             raise ConfigError(f"the roles of cluster ask for {asked:g} {name.upper()}, {launch.nodes} x {flag} are fewer; raise it")

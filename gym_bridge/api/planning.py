@@ -40,9 +40,8 @@ def plan(settings: TrainSettings, asked: PlanSettings) -> Plan:
     except ImportError:
         raise missing_extra("plan", "train") from None
     count = asked.num_processes or (settings.cluster.policy.count if settings.cluster.kind == "ray" else 1)
-    together = settings.policy.tensor_parallel_size
-    if count % together:
-        raise ConfigError(f"policy.tensor_parallel_size={together}: {count} processes are no multiple of it; set --num-processes")
+    if count % settings.policy.together:
+        raise ConfigError(f"{settings.policy.together_told}: {count} processes are no multiple of it; set --num-processes")
     model = model_directory(settings.policy.model)
     head = "scalar" if isinstance(settings, RewardModelSettings) else "lm"
     found = rehearse(model, settings.policy, num_processes=count, head=head)
@@ -92,6 +91,10 @@ def _memory(settings: TrainSettings, found: "Rehearsal", *, count: int) -> _Memo
         },
         peak=found.peak,
     )
+    if settings.policy.cpu_offload:
+        state = found.weights + found.gradients + found.moments
+        memory.peak -= state
+        memory.notes.append(f"memory: weights, gradients and optimizer lie in main memory, {state / GIB:.2f} GiB of each process")
     if isinstance(settings, GRPOSettings):
         _add_online(memory, settings, found, count=count)
     if settings.policy.device == "cpu":
@@ -105,7 +108,7 @@ def _memory(settings: TrainSettings, found: "Rehearsal", *, count: int) -> _Memo
 def _add_online(memory: _Memory, settings: GRPOSettings, found: "Rehearsal", *, count: int) -> None:
     """What online training holds beside a step."""
     parts, algorithm = memory.parts, settings.algorithm
-    state = found.weights + found.gradients + found.moments
+    state = 0 if settings.policy.cpu_offload else found.weights + found.gradients + found.moments
     beside = 0
     if algorithm.beta and settings.policy.lora is None:
         parts["reference"] = found.frozen

@@ -13,7 +13,7 @@ from gym_bridge.cluster.commands import ADDRESS_VARIABLE
 from gym_bridge.errors import PolicyError, missing_extra
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.progress import Progress
-from gym_bridge.schemas.launched import num_shares
+from gym_bridge.schemas.launched import check_offload, num_shares
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
     """
     if settings.cluster.kind == "ray" and ADDRESS_VARIABLE not in os.environ:
         return train_on_ray(settings)
-    num_shares(settings.policy.tensor_parallel_size)  # refused before anything is read
+    num_shares(settings.policy)  # refused before anything is read
+    check_offload(settings.policy)
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -160,7 +161,7 @@ def _validation(sets: "Mapping[str, Sequence[Unit]]", loss_fn: "LossFn", setting
         loss_fn,
         microbatch_tokens=policy.microbatch_tokens,
         share_prefixes=policy.prefix_sharing,
-        num_shares=num_shares(settings.policy.tensor_parallel_size),
+        num_shares=num_shares(settings.policy),
     )
 
 
@@ -169,7 +170,7 @@ def _train_sft(settings: SFTSettings, *, quiet: bool) -> "TrainResult":
 
     loss_fn, model = sft_loss(settings.algorithm), model_directory(settings.policy.model)
     data = read_data(settings, model)
-    source = SFTSource(data.train, settings, num_shares=num_shares(settings.policy.tensor_parallel_size))
+    source = SFTSource(data.train, settings, num_shares=num_shares(settings.policy))
     validation = _validation(data.validation, loss_fn, settings)
     begun = begin(settings, model, digests=data.digests, total_steps=total_steps(settings, data))
     return _train_epochs("train sft", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)
@@ -200,7 +201,7 @@ def _train_dpo(settings: DPOSettings, *, quiet: bool) -> "TrainResult":
         refer=refer,
         logprobs=policy.logprobs,
         baseline=baseline,
-        num_shares=num_shares(settings.policy.tensor_parallel_size),
+        num_shares=num_shares(settings.policy),
     )
     held_out = data.validation
     if settings.algorithm.loss not in WITHOUT_REFERENCE:
@@ -219,7 +220,7 @@ def _train_reward_model(settings: RewardModelSettings, *, quiet: bool) -> "Train
     opened = partial(open_backend, settings.policy, model, total_steps=num_steps, head="scalar")
     begun = begin(settings, model, digests=data.digests, total_steps=num_steps, open_policy=opened)
     pad_id = padding_id(model)
-    source = RewardModelSource(data.train, settings, pad_id=pad_id, num_shares=num_shares(settings.policy.tensor_parallel_size))
+    source = RewardModelSource(data.train, settings, pad_id=pad_id, num_shares=num_shares(settings.policy))
     held_out = {name: read_at_the_end(pairs, pad_id) for name, pairs in data.validation.items()}
     validation = _validation(held_out, loss_fn, settings)
     return _train_epochs("train rm", begun, source, loss_fn, settings=settings, validation=validation, quiet=quiet)

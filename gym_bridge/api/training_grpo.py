@@ -17,7 +17,7 @@ from gym_bridge.schemas.settings import GRPOSettings
 from gym_bridge.tokens.tokenizer import digest_tokenizer
 
 if TYPE_CHECKING:
-    from gym_bridge.policy.frozen_model import FrozenModel
+    from gym_bridge.policy.frozen_model import Teacher
     from gym_bridge.schemas.seams import Policy, StepSource, Validation
     from gym_bridge.trainers.loop import TrainResult
 
@@ -56,7 +56,7 @@ def train_grpo(settings: GRPOSettings, *, quiet: bool) -> "TrainResult":
             environments=[one.name for one in environments],
             weights=weights,
             ensure=ensure,
-            num_shares=num_shares(settings.policy.tensor_parallel_size),
+            num_shares=num_shares(settings.policy),
             alarms=alarms,
         )
         stack.enter_context(closing(source))
@@ -104,9 +104,13 @@ def _open_policy(settings: GRPOSettings, model: Path, *, total_steps: int | None
     )
 
 
-def _open_teacher(teacher: Path | None, settings: GRPOSettings, model: Path) -> "FrozenModel | None":
+def _open_teacher(teacher: Path | None, settings: GRPOSettings, model: Path) -> "Teacher | None":
     if teacher is None:
         return None
-    from gym_bridge.policy.frozen_model import open_teacher
+    from gym_bridge.policy.frozen_model import FrozenModel, open_teacher
+    from gym_bridge.policy.parallel_policy import ParallelFrozenModel
+    from gym_bridge.policy.ranks import joined
 
-    return open_teacher(teacher, settings.policy, learner=model)
+    ranks = joined()
+    open_model = FrozenModel if ranks is None else partial(ParallelFrozenModel, ranks)
+    return open_teacher(teacher, settings.policy, learner=model, open_model=open_model)

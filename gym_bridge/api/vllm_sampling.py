@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gym_bridge.errors import ConfigError
+from gym_bridge.io.server_list import ServerList
 from gym_bridge.rollouts.http import connections_for
 from gym_bridge.rollouts.models.loop_connections import LoopConnections
 from gym_bridge.rollouts.models.model_http import ModelHttp
@@ -91,11 +92,11 @@ def vllm_sampler(
 
     if overlaps and settings.sleep:
         raise ConfigError("sampler.sleep: vLLM cannot sleep while rollouts overlap with steps; set overlap.max_staleness=0")
-    urls = [_base(url) for url in settings.url]
+    servers = ServerList(settings.url, setting="sampler.url")
     key = os.environ.get("OPENAI_API_KEY")
     client = control_client(key)
     try:
-        controls = [ReplicaControl(url, client) for url in urls]
+        controls = servers.each(lambda url: ReplicaControl(_base(url), client))
         found = reachable(controls, patience_s=patience_s)
         modules = [one.modules() for one in found]
         tied = _tied_head(policy) if all(OUTPUT_HEAD in one for one in modules) else None
@@ -105,8 +106,10 @@ def vllm_sampler(
         client.close()
         raise
     connections = LoopConnections(max_connections=connections_for("model"))
-    retries = 0 if len(urls) > 1 else 2  # another replica is asked at once
-    https = [ModelHttp(url, client=connections, api_key=key, timeout_s=COMPLETION_TIMEOUT_S, max_retries=retries) for url in urls]
+    retries = 0 if len(servers.current()) > 1 else 2  # another replica is asked at once
+    https = servers.each(
+        lambda url: ModelHttp(_base(url), client=connections, api_key=key, timeout_s=COMPLETION_TIMEOUT_S, max_retries=retries)
+    )
     seeded = not any(ON_CPU in one for one in modules)
     return VLLMSampling(replicas=VLLMReplicas(https, weights, seeded=seeded), weights=weights, control=client)
 

@@ -42,6 +42,22 @@ Plan = Callable[[Sequence[Place]], Sequence[Command]]
 """The commands of processes that belong together, by their places."""
 
 
+def _nobody(places: Sequence[Place]) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Processes that serve others, each by itself."""
+
+    role: str
+    count: int
+    command: Callable[[int, Place], Command]
+    """The command of one of them, by its number and place."""
+    tell: Callable[[Sequence[Place]], None] = _nobody
+    """Told of their places, of those that have one, whenever these change."""
+
+
 def passed_on(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that go to all machines."""
     return {name: value for name, value in environment.items() if name.upper().startswith(PASSED_ON)}

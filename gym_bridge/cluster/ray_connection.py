@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,9 @@ def connected(address: str, *, setting: str, store_bytes: int, num_cpus: int | N
 
 
 def _use_token() -> None:
-    """Show the cluster the token that `ray start` has laid down here; before Ray is imported, which reads it then."""
+    """Show the cluster the token that `ray start` has laid down here. Who has imported Ray, which reads it then, has chosen."""
+    if "ray" in sys.modules:
+        return
     kept = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or TOKEN.exists()
     if kept:
         os.environ.setdefault("RAY_AUTH_MODE", "token")

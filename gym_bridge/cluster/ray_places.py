@@ -15,6 +15,7 @@ from typing import Any
 
 from gym_bridge.cluster.commands import ADDRESS_VARIABLE, Command, Place
 from gym_bridge.cluster.kept import shell_code
+from gym_bridge.cluster.leases import LEASE_S, Leases
 from gym_bridge.cluster.ray_connection import connected
 from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.cluster_settings import ClusterSettings, RoleSettings
@@ -25,6 +26,9 @@ RESERVING_S = 120.0
 """How long Ray may take to set aside what was asked for, where the cluster has it."""
 JOINING_S = 120.0
 """How long machines that were started with the cluster may take to join it."""
+LOOK_S = 1.0
+CALLS = 32
+"""Calls that a keeper takes side by side: one that waits for its process, and one more for each time that it was cut off."""
 STORE_BYTES = 100 * 2**20
 """Ray's object store on this machine: processes say nothing to each other through it."""
 
@@ -34,7 +38,9 @@ class Keeper:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._number = -1
         self._stopped = False
+        self._heard = time.monotonic()
         self._lock = threading.Lock()
 
     def place(self) -> Place:
@@ -45,24 +51,28 @@ class Keeper:
             found.bind(("", 0))
             return Place(address=ray.util.get_node_ip_address(), port=found.getsockname()[1])
 
-    def run(self, command: Command) -> int:
-        """The exit code of the command, once it has ended; 128 and more for a signal."""
-        directory = command.directory if command.directory.is_dir() else Path.home()
-        environment = {**os.environ, **command.env, ADDRESS_VARIABLE: self.place().address}
-        command.log.parent.mkdir(parents=True, exist_ok=True)
-        with command.log.open("ab") as lines, self._lock:
-            if self._stopped:
-                return shell_code(-signal.SIGTERM)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "gym_bridge.cluster.kept", *command.argv],
-                cwd=directory,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=lines,
-                stderr=lines,
-                start_new_session=True,
-            )
-        return shell_code(self._process.wait())
+    def renew(self) -> None:
+        """Its lease: without it the process is ended, see `leases`."""
+        self._heard = time.monotonic()
+
+    def run(self, command: Command, number: int) -> int:
+        """The exit code of the keeper's process of this number, once it has ended; 128 and more for a signal.
+
+        It is started by the first call: one that was cut off while it waited is made again.
+        """
+        with self._lock:
+            if number != self._number:
+                if self._stopped:
+                    return shell_code(-signal.SIGTERM)
+                self._number, self._process = number, self._started(command)
+                self._heard = time.monotonic()
+            process = self._process
+        assert process is not None
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return shell_code(process.wait(LOOK_S))
+            if time.monotonic() - self._heard > LEASE_S and not self._stopped:
+                _kill(process)
 
     def stop(self, grace_s: float) -> None:
         """End it: SIGTERM, and after so many seconds SIGKILL."""
@@ -74,30 +84,53 @@ class Keeper:
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(grace_s)
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+        _kill(process)
+
+    def _started(self, command: Command) -> "subprocess.Popen[bytes]":
+        directory = command.directory if command.directory.is_dir() else Path.home()
+        environment = {**os.environ, **command.env, ADDRESS_VARIABLE: self.place().address}
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        with command.log.open("ab") as lines:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "gym_bridge.cluster.kept", *command.argv],
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=lines,
+                stderr=lines,
+                start_new_session=True,
+            )
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
 
 
 class RayPlaces:
-    """Places of all roles in one placement group, for as long as a `with` block lasts."""
+    """Places of processes, for as long as a `with` block lasts: in one placement group for all that the roles require at least,
+    and for each of the others wherever there is room."""
 
     def __init__(self, settings: ClusterSettings, roles: Mapping[str, RoleSettings]):
-        self._settings, self._roles = settings, {name: role for name, role in roles.items() if role.count}
-        names = [name for name, role in self._roles.items() for _ in range(role.count)]
+        self._settings, self._roles = settings, roles
+        names = [name for name, role in self._roles.items() for _ in range(role.required)]
         self._bundle_of = {(name, names[:at].count(name)): at for at, name in enumerate(names)}
         self._bundles = [_resources(self._roles[name]) for name in names]
         self._group: Any = None
+        self._leases = Leases()
         self._stack = ExitStack()
 
     def __enter__(self) -> "RayPlaces":
         """Connect and reserve. Raises ConfigError for a cluster that is not there, or has too little."""
-        wanted = max(os.cpu_count() or 1, int(sum(one.get("CPU", 0) for one in self._bundles)) + 1)  # as without Ray, they share
+        asked = sum(role.count * role.cpus for role in self._roles.values())
+        wanted = max(os.cpu_count() or 1, int(asked) + 1)  # as without Ray, they share
         self._stack.enter_context(
             connected(self._settings.address, setting="cluster.address", store_bytes=STORE_BYTES, num_cpus=wanted)
         )
         try:
             self._reserve()
+            self._stack.enter_context(self._leases)
         except BaseException:
             self._stack.close()
             raise
@@ -118,18 +151,43 @@ class RayPlaces:
 
         return ray.util.get_node_ip_address()
 
+    def is_required(self, role: str, index: int) -> bool:
+        """Whether nothing begins without a place for this process."""
+        return (role, index) in self._bundle_of
+
     def keeper(self, role: str, index: int) -> Any:
         """A new actor in the place of the role's process of this index, wherever Ray has it by now."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         settings = self._roles[role]
-        strategy = PlacementGroupSchedulingStrategy(
-            placement_group=self._group, placement_group_bundle_index=self._bundle_of[role, index]
-        )
-        image = {"runtime_env": {"image_uri": settings.image}} if settings.image else {}
-        options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_concurrency": 4, **image}
-        return ray.remote(Keeper).options(scheduling_strategy=strategy, **options).remote()
+        options: dict[str, Any] = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_concurrency": CALLS}
+        if self.is_required(role, index):
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                placement_group=self._group, placement_group_bundle_index=self._bundle_of[role, index]
+            )
+        if settings.image:
+            options["runtime_env"] = {"image_uri": settings.image}
+        return ray.remote(Keeper).options(**options).remote()
+
+    def run(self, keeper: Any, command: Command, number: int) -> Any:
+        """Let a keeper run its process of this number: a reference to the exit code. Its lease is renewed from now on."""
+        self._leases.begin(keeper)
+        return keeper.run.remote(command, number)
+
+    def give_back(self, keeper: Any, *, address: str | None = None) -> float:
+        """End a keeper, and what it keeps. `address`: that of its machine, where it may be out of reach: then seconds until what it
+        keeps has certainly ended by itself."""
+        import ray
+        from ray.exceptions import RayError
+
+        left_s = self._leases.end(keeper)
+        with suppress(RayError):  # one that waits for a place may have lost it by now
+            ray.kill(keeper)
+        if address is None:
+            return 0.0
+        there = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        return 0.0 if address in there else left_s
 
     def _reserve(self) -> None:
         import ray

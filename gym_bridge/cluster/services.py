@@ -2,12 +2,11 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gym_bridge.cluster.commands import Command, Place, Plan
+from gym_bridge.cluster.commands import Command, Place, Service
 from gym_bridge.cluster.ray_places import RayPlaces
 from gym_bridge.errors import PolicyError
 
@@ -24,34 +23,50 @@ SERVICE_GRACE_S = 5.0
 class KeptProcess:
     """One that runs, or has ended."""
 
+    places: RayPlaces
     keeper: Any
+    place: Place
     command: Command
+    number: int
+    """Of the keeper's processes."""
     ended: Any
     """Ray's reference to its exit code."""
     started: float
     code: int | None = None
+    cut_off: bool = False
 
     @classmethod
-    def run(cls, keeper: Any, command: Command) -> "KeptProcess":
+    def run(cls, places: RayPlaces, keeper: Any, place: Place, command: Command, *, number: int = 0) -> "KeptProcess":
         """Start the command in the keeper's place."""
-        return cls(keeper=keeper, command=command, ended=keeper.run.remote(command), started=time.monotonic())
+        ended = places.run(keeper, command, number)
+        return cls(places, keeper, place, command, number, ended, time.monotonic())
+
+    def note(self) -> None:
+        """Read its end, which is there. A machine that is cut off has not ended what runs on it: it is asked again."""
+        import ray
+        from ray.exceptions import ActorUnavailableError, RayError
+
+        try:
+            self.code = ray.get(self.ended)
+        except ActorUnavailableError:
+            if not self.cut_off:
+                log.warning("%s: %s is cut off; its process goes on if it is back soon", self.command.log.stem, self.place.address)
+            self.cut_off, self.ended = True, self.places.run(self.keeper, self.command, self.number)
+        except RayError as error:
+            log.warning("%s: %s", self.command.log.stem, str(error).strip().rpartition("\n")[2])
+            self.code = GONE
 
 
 def look(processes: Iterable[KeptProcess], *, timeout_s: float) -> None:
     """Note which of these have ended, for so long at most."""
     import ray
-    from ray.exceptions import RayError
 
     running = {one.ended: one for one in processes if one.code is None}
     if not running:
         return
     done, _ = ray.wait(list(running), num_returns=len(running), timeout=timeout_s)
     for reference in done:
-        try:
-            running[reference].code = ray.get(reference)
-        except RayError as error:
-            log.warning("%s: %s", running[reference].command.log.name, str(error).strip().rpartition("\n")[2])
-            running[reference].code = GONE
+        running[reference].note()
 
 
 def end(processes: Iterable[KeptProcess], *, grace_s: float) -> None:
@@ -63,103 +78,129 @@ def end(processes: Iterable[KeptProcess], *, grace_s: float) -> None:
         ray.wait(stops, num_returns=len(stops), timeout=grace_s + 10)
 
 
-class Services:
-    """The processes of several roles."""
+@dataclass(slots=True)
+class _Member:
+    service: Service
+    index: int
+    required: bool
+    keeper: Any = None
+    """None: no place is asked for."""
+    found: Any = None
+    """Ray's reference to the keeper's place."""
+    place: Place | None = None
+    before: Place | None = None
+    """Where it was."""
+    process: KeptProcess | None = None
+    ended_soon: int = 0
 
-    def __init__(self, places: RayPlaces, services: Sequence[tuple[str, Plan, int]]):
-        """`services`: a role, its plan and how many there are."""
-        self._places = places
-        self._plans = {role: plan for role, plan, _ in services}
-        self._members = [(role, index) for role, _, count in services for index in range(count)]
-        self._ready: dict[tuple[str, int], tuple[Any, Place]] = {}
-        self._processes: dict[tuple[str, int], KeptProcess] = {}
-        self._moving: dict[tuple[str, int], tuple[Any, Any, Place]] = {}
-        """New keepers that wait for a place, and where the process was before."""
-        self._ended_soon: Counter[tuple[str, int]] = Counter()
+
+class Services:
+    """The processes of several roles. Those that are not required begin when there is room for them."""
+
+    def __init__(self, places: RayPlaces, services: Sequence[Service]):
+        self._places, self._services = places, services
+        self._members = [
+            _Member(one, index, required=places.is_required(one.role, index)) for one in services for index in range(one.count)
+        ]
 
     @property
     def processes(self) -> list[KeptProcess]:
         """Those that were started last, one for each member."""
-        return [*self._processes.values()]
+        return [one.process for one in self._members if one.process is not None]
 
     def places(self, role: str) -> list[Place]:
-        """Where the processes of a role run, or are to run."""
-        members = [one for one in self._members if one[0] == role]
-        for member in members:
-            self._placed(member)
-        return [self._ready[member][1] for member in members]
+        """Where the processes of a role run, or are to run: of those that are required, and of others that have a place."""
+        return [one.place for one in self._members if one.service.role == role and one.place is not None]
 
     def start(self) -> None:
-        """Start all."""
-        for member in self._members:
-            self._start(member)
+        """Start those that are required, and ask for places for the others."""
+        for one in self._members:
+            self._ask(one)
+        for one in self._members:
+            while one.required and not self._take(one, wait=True):
+                self._ask(one)
+        for service in self._services:
+            service.tell(self.places(service.role))
+        for one in self._members:
+            if one.required:
+                self._run(one)
 
     def replace(self) -> None:
-        """Start those anew that were seen to have ended. A process keeps its place, and so its address, unless its worker is gone.
+        """Start those anew that were seen to have ended, and those that have found a place. A process keeps its place, and so its
+        address, unless its worker is gone.
 
         Raises PolicyError for one that does not come up.
         """
-        for member, one in self._processes.items():
-            if one.code is None or (member in self._moving and not self._moved(member)):
-                continue
-            if one.code == GONE and member in self._ready and self._ready[member][0] is one.keeper:
-                self._move(member)
-                continue
-            soon = time.monotonic() - one.started < SOON_S
-            self._ended_soon[member] = self._ended_soon[member] + 1 if soon else 1
-            role, index = member
-            if self._ended_soon[member] > MAX_IN_A_ROW:
-                raise PolicyError(f"{role} {index} does not come up (exit code {one.code}); its log is {one.command.log}")
-            log.warning("%s %d has ended (exit code %d); it is started again", role, index, one.code)
-            self._start(member)
+        for one in self._members:
+            if one.place is None:
+                self._ask(one)
+                if self._take(one, wait=False):
+                    one.service.tell(self.places(one.service.role))
+                    self._run(one)
+            elif one.process is not None and one.process.code is not None:
+                self._replace(one, one.process)
+
+    def give_way(self) -> None:
+        """End those that are not required, until the next `replace` asks for places again."""
+        for one in self._members:
+            if not one.required and one.place is not None:
+                log.warning("%s %d gives way to those who train", one.service.role, one.index)
+                self._leave(one)
 
     def close(self) -> None:
         """End all."""
-        import ray
-
         end(self.processes, grace_s=SERVICE_GRACE_S)
-        for one in self.processes:
-            ray.kill(one.keeper)
+        for one in self._members:
+            if one.keeper is not None:
+                self._places.give_back(one.keeper)
 
-    def _placed(self, member: tuple[str, int]) -> None:
-        import ray
+    def _ask(self, member: _Member) -> None:
+        """Ask for a place."""
+        if member.keeper is None:
+            member.keeper = self._places.keeper(member.service.role, member.index)
+            member.found = member.keeper.place.remote()
 
-        if member not in self._ready:
-            keeper = self._places.keeper(*member)
-            self._ready[member] = keeper, ray.get(keeper.place.remote())
-
-    def _start(self, member: tuple[str, int]) -> None:
-        self._placed(member)
-        role, index = member
-        places = self.places(role)
-        self._processes[member] = KeptProcess.run(self._ready[member][0], self._plans[role](places)[index])
-
-    def _move(self, member: tuple[str, int]) -> None:
-        """Ask for a new worker for a process."""
-        import ray
-
-        lost, before = self._ready[member]
-        ray.kill(lost)
-        keeper = self._places.keeper(*member)
-        self._moving[member] = keeper, keeper.place.remote(), before
-        log.warning("%s %d has lost its worker or machine, and waits for a place", *member)
-
-    def _moved(self, member: tuple[str, int]) -> bool:
-        """Whether it has its new place: the same port, where it is on the same machine."""
+    def _take(self, member: _Member, *, wait: bool) -> bool:
+        """Whether it has its place: the same port, where it is on the machine of before."""
         import ray
         from ray.exceptions import RayError
 
-        keeper, found, before = self._moving[member]
-        if not ray.wait([found], timeout=0)[0]:
+        if member.place is not None:
+            return True
+        if not wait and not ray.wait([member.found], timeout=0)[0]:
             return False
-        del self._moving[member]
-        self._ready[member] = keeper, before
         try:
-            place: Place = cast(Any, ray.get(found))
+            place: Place = cast(Any, ray.get(member.found))
         except RayError:
-            self._move(member)
+            self._leave(member)
             return False
-        if place.address != before.address:
-            self._ready[member] = keeper, place
-            log.warning("%s %d is now on %s: those who train learn of it when they start again", *member, place.address)
+        before = member.before
+        member.place = before if before is not None and before.address == place.address else place
         return True
+
+    def _run(self, member: _Member) -> None:
+        assert member.place is not None
+        number = 0 if member.process is None or member.process.keeper is not member.keeper else member.process.number + 1
+        command = member.service.command(member.index, member.place)
+        member.process = KeptProcess.run(self._places, member.keeper, member.place, command, number=number)
+
+    def _replace(self, member: _Member, process: KeptProcess) -> None:
+        role, index = member.service.role, member.index
+        if process.code == GONE:
+            log.warning("%s %d has lost its worker or machine, and waits for a place", role, index)
+            self._leave(member)
+            return
+        soon = time.monotonic() - process.started < SOON_S
+        member.ended_soon = member.ended_soon + 1 if soon else 1
+        if member.ended_soon > MAX_IN_A_ROW:
+            raise PolicyError(f"{role} {index} does not come up (exit code {process.code}); its log is {process.command.log}")
+        log.warning("%s %d has ended (exit code %d); it is started again", role, index, process.code)
+        self._run(member)
+
+    def _leave(self, member: _Member) -> None:
+        """Give up its place."""
+        self._places.give_back(member.keeper)
+        member.before, member.place, member.keeper, member.found = member.place or member.before, None, None, None
+        if member.process is not None and member.process.code is None:
+            member.process.code = GONE
+        member.service.tell(self.places(member.service.role))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from gym_bridge.cluster.commands import Plan
 from gym_bridge.cluster.ray_places import RayPlaces
-from gym_bridge.cluster.services import KeptProcess, Services, end, look
+from gym_bridge.cluster.services import GONE, KeptProcess, Services, end, look
 from gym_bridge.errors import PolicyError
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ TOGETHER_S = 30.0
 GRACE_S = 300.0
 """How long those who train have to save, after SIGTERM."""
 LOOK_S = 0.5
-WAITING_TOLD_S = 60.0
+WAITING_TOLD_S = 30.0
 
 
 class Supervisor:
@@ -71,24 +71,33 @@ class Supervisor:
 
     def close(self) -> None:
         """End all that runs; those who train save first."""
-        import ray
-
         end(self._trainers, grace_s=GRACE_S)  # saving may need the services
         for one in self._trainers:
-            ray.kill(one.keeper)
+            self._places.give_back(one.keeper)
         self._services.close()
 
     def _start_trainers(self) -> None:
         import ray
 
-        for one in self._trainers:
-            ray.kill(one.keeper)
+        self._give_back_trainers()
         keepers = [self._places.keeper("policy", index) for index in range(self._num_trainers)]
         found = [one.place.remote() for one in keepers]
         while len(ray.wait(found, num_returns=len(found), timeout=WAITING_TOLD_S)[0]) < len(found):
             log.warning("those who train wait for places: Ray has none free for all of them")
+            self._services.give_way()
         places = ray.get(found)
-        self._trainers = [KeptProcess.run(keeper, command) for keeper, command in zip(keepers, self._plan(places), strict=True)]
+        commands = self._plan(places)
+        self._trainers = [KeptProcess.run(self._places, *one) for one in zip(keepers, places, commands, strict=True)]
+
+    def _give_back_trainers(self) -> None:
+        """End what is left of those who trained; waits until one that may run on, on a machine that is cut off, has ended too."""
+        left_s = 0.0
+        for one in self._trainers:
+            address = one.place.address if one.code == GONE else None
+            left_s = max(left_s, self._places.give_back(one.keeper, address=address))
+        if left_s:
+            log.warning("a process on a machine that is cut off ends by itself: waiting %.0f s for it", left_s)
+            time.sleep(left_s)
 
     def _codes(self) -> list[int]:
         """The exit codes of those who train, of whom one has ended; the others are given a moment, and then killed."""

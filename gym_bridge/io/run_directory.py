@@ -137,7 +137,7 @@ LENGTH = frozenset(
     {"max_steps", "max_time_s", "output", "save_every", "keep_last", "keep_best", "validate_every", "patience", "record", "alarms"}
 )
 """Settings of the trainer that do not change what a step does to the weights, nor what the best validation is measured by."""
-PLACEMENT = frozenset({"tensor_parallel_size", "sequence_parallel"})
+PLACEMENT = frozenset({"tensor_parallel_size", "sequence_parallel", "context_parallel_size", "cpu_offload"})
 """Settings of the policy that say where its weights are."""
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 """Schedules of the learning rate that fall towards no end."""

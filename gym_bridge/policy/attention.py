@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gym_bridge.errors import PolicyError
+from gym_bridge.policy.context_parallel import TokenShare
 from gym_bridge.policy.packing import Pack
 
 KERNEL = "gym_bridge"
@@ -61,6 +62,7 @@ class BlockRows(OpaqueMask):
 
     blocks: Sequence[Block]
     lengths: list[int]
+    share: TokenShare | None = None
 
 
 class KeptKeys(OpaqueMask):
@@ -82,7 +84,7 @@ def block_rows(packed: Pack, *, window: int | None = None) -> BlockRows:
         plain = not context and torch.equal(visible, torch.ones_like(visible).tril())
         blocks.append(Block(context, None if plain else visible))
     mask = BlockRows.of(len(packed.token_ids), device)
-    mask.blocks, mask.lengths = blocks, [end - start for start, end in bounds]
+    mask.blocks, mask.lengths, mask.share = blocks, [end - start for start, end in bounds], packed.share
     return mask
 
 
@@ -95,7 +97,9 @@ def flex_mask(packed: Pack, *, window: int | None = None) -> BlockMask:
         return (column <= row) & (row < until[column]) & (position[row] - position[column] < reach)
 
     size = len(until)
-    return create_block_mask(visible, B=None, H=None, Q_LEN=size, KV_LEN=size, device=str(until.device))
+    mask = create_block_mask(visible, B=None, H=None, Q_LEN=size, KV_LEN=size, device=str(until.device))
+    mask.share = packed.share  # pyright: ignore[reportAttributeAccessIssue]
+    return mask
 
 
 def _visible(packed: Pack, rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
@@ -145,7 +149,30 @@ def attend(
     s_aux: Tensor | None = None,  # [h] attention sinks
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """[1, T, h, d] as transformers expects it of an attention function."""
+    """[1, T, h, d] as transformers expects it of an attention function.
+
+    With a mask of tokens that processes share, T are those of this one.
+    """
+    share: TokenShare | None = getattr(attention_mask, "share", None)
+    if share is not None:
+        query, key, value = map(share.by_heads, (query, key, value))
+        s_aux = None if s_aux is None else share.of_heads(s_aux)
+    found, weights = _attended(module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, **options)
+    return found if share is None else share.by_tokens(found), weights
+
+
+def _attended(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    s_aux: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux, dropout=dropout, **options

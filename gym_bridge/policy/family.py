@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from gym_bridge.config import load_object
 from gym_bridge.errors import ConfigError, PolicyError, nearest
 from gym_bridge.policy.attention import KERNEL, BlockRows, block_rows, flex_mask
+from gym_bridge.policy.context_parallel import TokenShare
 from gym_bridge.policy.dtensors import local
 from gym_bridge.policy.head import OutputHead, token_logprobs, vocabulary_part
 from gym_bridge.policy.loading import SCORE, load_module, outline
-from gym_bridge.policy.packing import Pack, pack
+from gym_bridge.policy.packing import Pack, Place, pack
 from gym_bridge.schemas.policy_settings import PolicySettings
 from gym_bridge.schemas.seams import Head
 from gym_bridge.schemas.tokens import TrainingSequence
@@ -38,7 +39,7 @@ class ModelFamily(Protocol):
         ...
 
     def hidden(self, module: PreTrainedModel, packed: Pack) -> Tensor:
-        """[T, H] hidden states after the last norm, equal to those of the sequences alone."""
+        """[T, H] hidden states after the last norm, equal to those of the sequences alone; of the tokens that are `packed.here`."""
         ...
 
     def output_head(self, module: PreTrainedModel) -> OutputHead:
@@ -88,12 +89,21 @@ class HFFamily:
         return module
 
     def check(
-        self, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float = TOLERANCE, multiple_of: int = 1
+        self,
+        module: PreTrainedModel,
+        head: Head,
+        directory: Path,
+        *,
+        tolerance: float = TOLERANCE,
+        multiple_of: int = 1,
+        share: TokenShare | None = None,
     ) -> None:
         """Raises PolicyError when short packed sequences get other values than the same ones alone, by more than `tolerance`.
 
-        `multiple_of`: of which the tokens are a multiple in each call of the module."""
-        _refuse_wrong_values(self, module, head, directory, tolerance=tolerance, multiple_of=multiple_of)
+        `multiple_of`: of which the tokens are a multiple in each call of the module. `share`: those of a pack that are computed
+        here."""
+        layout = {"multiple_of": multiple_of, "share": share}
+        _refuse_wrong_values(self, module, head, directory, tolerance=tolerance, layout=layout)
 
     def hidden(self, module: PreTrainedModel, packed: Pack) -> Tensor:
         """[T, H] hidden states after the last norm."""
@@ -137,11 +147,28 @@ def _masks(module: PreTrainedModel, packed: Pack, *, flex: bool) -> Mask | dict[
 
 
 def hidden_states(module: PreTrainedModel, packed: Pack, masks: Mask | dict[str, Mask]) -> Tensor:
-    """[T, H] hidden states after the last norm, under the mask of all layers or those by kind of attention."""
+    """[T, H] hidden states after the last norm, under the mask of all layers or those by kind of attention; of the tokens of this
+    process."""
     found = module.get_decoder()(
-        input_ids=packed.token_ids[None], position_ids=packed.position_ids[None], attention_mask=masks, use_cache=False
+        input_ids=packed.token_ids[packed.here][None],
+        position_ids=packed.position_ids[packed.here][None],
+        attention_mask=masks,
+        use_cache=False,
     )
     return found.last_hidden_state[0]
+
+
+def values_at(
+    family: ModelFamily, module: PreTrainedModel, packed: Pack, hidden: Tensor, place: Place, head: Head
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs [N] and entropies [N] of a pack's trained tokens, or their scores [N], read off `place`."""
+    if head == "lm":
+        output = family.output_head(module)
+        logprobs, entropies = packed.read(hidden, place, lambda states, own: token_logprobs(states, packed.targets[own], output))
+        return logprobs, entropies
+    weight = family.score_weight(module)
+    (scores,) = packed.read(hidden, place, lambda states, _: ((states @ weight).float(),))
+    return scores, None
 
 
 def _refuse_unpackable(module: PreTrainedModel, directory: Path) -> None:
@@ -159,19 +186,16 @@ def _refuse_unpackable(module: PreTrainedModel, directory: Path) -> None:
 
 @torch.no_grad()
 def _refuse_wrong_values(
-    family: HFFamily, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float, multiple_of: int
+    family: HFFamily, module: PreTrainedModel, head: Head, directory: Path, *, tolerance: float, layout: dict[str, Any]
 ) -> None:
     """Raises PolicyError when short packed sequences get other values than the same ones alone, within a window of 4 tokens."""
-    sequences = _trial(module, head, multiple_of)
+    sequences = _trial(module, head, layout["multiple_of"])
     device = next(module.parameters()).device
     try:
         with _window_of(module, 4):
-            packed = pack(sequences, device=device, multiple_of=multiple_of)
+            packed = pack(sequences, device=device, **layout)
             hidden = hidden_states(module, packed, _masks(module, packed, flex=False))
-            if head == "scalar":
-                found = hidden[packed.trained] @ family.score_weight(module)
-            else:
-                found, _ = token_logprobs(hidden[packed.predictors], packed.targets, family.output_head(module))
+            found, _ = values_at(family, module, packed, hidden, "trained" if head == "scalar" else "predictors", head)
             expected = torch.cat([_alone(module, one, head) for one in sequences])
     except (PolicyError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise PolicyError(f"{directory}: sequences cannot be packed for {type(module).__name__}: {error}") from error

@@ -1,7 +1,8 @@
 """Models that do not train and stay open: the reference, a teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -53,9 +54,23 @@ class FrozenModel:
         )
 
 
-def open_teacher(directory: Path, settings: PolicySettings, *, learner: Path) -> FrozenModel:
+class Teacher(Protocol):
+    """Whose log-probs a policy is to come near to."""
+
+    def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
+        """For each sequence the log-probs [n] of its trained tokens. Raises PolicyError when memory runs out."""
+        ...
+
+
+def open_teacher(
+    directory: Path,
+    settings: PolicySettings,
+    *,
+    learner: Path,
+    open_model: Callable[[Path, PolicySettings], Teacher] = FrozenModel,
+) -> Teacher:
     """The model of `directory`, whose token ids must mean what they mean to the model of the directory `learner`; its output may be
-    padded to more ids. `settings` are those of the policy that learns.
+    padded to more ids. `settings` are those of the policy that learns; `open_model` opens it, in shards or here.
 
     Raises ConfigError for a teacher of other tokens, and as FrozenModel.
     """
@@ -65,7 +80,7 @@ def open_teacher(directory: Path, settings: PolicySettings, *, learner: Path) ->
     known, needed = vocabulary_size(directory), vocabulary_size(learner)
     if known is not None and needed is not None and known < needed:
         raise ConfigError(f"{where} knows {known} token ids, but {learner} can sample {needed}; choose a larger teacher")
-    return FrozenModel(directory, settings)
+    return open_model(directory, settings)
 
 
 def _vocabulary(directory: Path, where: str) -> dict[str, int]:

@@ -8,16 +8,18 @@ The tree stands in the row depth first, so that what is under a run follows it: 
 not ended.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gym_bridge.errors import PolicyError
+from gym_bridge.policy.context_parallel import TokenShare
 from gym_bridge.policy.prefix_tree import PrefixTree, common_prefix, shareable
 from gym_bridge.schemas.tokens import TrainingSequence
 
@@ -25,6 +27,9 @@ ATTENTION_COST = 1 / 6000
 """What a token costs by attending to one other, where all else costs 1: 4 of 24 H FLOPs of a layer, at a hidden size H of 1000."""
 SHARED_PART = 0.25
 """Neighbours stay together when they share at least this part of their tokens."""
+
+Place = Literal["predictors", "trained"]
+"""Where a trained token is read off: at the state that predicts it, or at its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,27 @@ class Pack:
     """[R] the run above each run, -1 for none."""
     num_tokens: int
     """Without the filler after the last sequence."""
+    share: TokenShare | None = None
+    """Which tokens this process computes; None: all."""
+    own: Mapping[Place, Tensor] = field(default_factory=dict)
+    """With a share: which of the N trained tokens are read off states that this process computes, by where they are read."""
+
+    @property
+    def here(self) -> slice:
+        """Packed positions of the tokens that this process computes."""
+        return slice(None) if self.share is None else self.share.here(len(self.token_ids))
+
+    def read(
+        self, hidden: Tensor, place: Place, read: Callable[[Tensor, Tensor | slice], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What `read` finds at the predictors of the trained tokens, or at themselves, each [N]: called with the states [n, H] that
+        this process computes of these, and with which of the N they are. `hidden`: [T, H] of this process's tokens."""
+        places = self.predictors if place == "predictors" else self.trained
+        if self.share is None:
+            return read(hidden[places], slice(None))
+        own = self.own[place]
+        found = read(hidden[places[own] - self.here.start], own)
+        return tuple(self.share.everywhere(one, own, len(places)) for one in found)
 
 
 def pack(
@@ -52,9 +78,10 @@ def pack(
     share_prefixes: bool = True,
     device: torch.device | str = "cpu",
     multiple_of: int = 1,
+    share: TokenShare | None = None,
 ) -> Pack:
     """The prefix tree of `sequences`, laid out in one row; without `share_prefixes` each sequence is a tree of its own. Filler, a
-    run of its own, makes T a multiple of `multiple_of`.
+    run of its own, makes T a multiple of `multiple_of`. `share`: which of the tokens this process computes; all by default.
 
     Raises PolicyError when a sequence trains its first token.
     """
@@ -70,6 +97,12 @@ def pack(
         owners.append(np.full(len(trained), index))
     until = tree.until()
     num_tokens, filler = len(until), -len(until) % multiple_of
+    read: dict[Place, list[np.ndarray]] = {} if share is None else {"predictors": predictors, "trained": places}
+
+    def own(places: list[np.ndarray]) -> Tensor:
+        assert share is not None
+        return _tensor([share.own(np.concatenate(places), num_tokens + filler)], device)
+
     return Pack(
         token_ids=_tensor([*tree.token_ids, np.zeros(filler, np.int64)], device),
         position_ids=_tensor([*tree.position_ids, np.arange(filler)], device),
@@ -81,6 +114,8 @@ def pack(
         starts=(*tree.starts, *[num_tokens][:filler]),
         parents=(*tree.parents, *[-1][:filler]),
         num_tokens=num_tokens,
+        share=share,
+        own={place: own(one) for place, one in read.items()},
     )
 
 

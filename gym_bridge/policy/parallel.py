@@ -20,12 +20,13 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.policy.adapters import Adapters, is_adapter, plain_name
+from gym_bridge.policy.context_parallel import TokenShare, check_heads
 from gym_bridge.policy.distributed_files import file_numbers, reason, whole_tensors
 from gym_bridge.policy.dtensors import placed_as, whole
 from gym_bridge.policy.family import TOLERANCE, HFFamily, ModelFamily
@@ -67,12 +68,15 @@ class Sharded:
         self.device = resolve_device(f"cuda:{ranks.local_index}" if settings.device == "cuda" else settings.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        together = settings.tensor_parallel_size
-        self.num_shares, self.writes = ranks.size // together, ranks.leads
-        self.token_multiple = together if settings.sequence_parallel else 1
-        self._ranks, self._together = ranks, together
+        self._ranks, self._together = ranks, settings.together
+        self.num_shares, self.writes = ranks.size // settings.together, ranks.leads
+        self._tensor, self._context = settings.tensor_parallel_size, settings.context_parallel_size
+        self.token_multiple = self._context * (self._tensor if settings.sequence_parallel else 1)
         logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # it advises on how norms are summed
-        self._mesh = init_device_mesh(self.device.type, (self.num_shares, together), mesh_dim_names=("fsdp", "tp"))
+        sizes = {"fsdp": self.num_shares, "cp": self._context, "tp": self._tensor}
+        self._mesh = init_device_mesh(self.device.type, (*sizes.values(),), mesh_dim_names=(*sizes,))
+        self._shards = self._mesh["fsdp"] if self._context == 1 else self._mesh["fsdp", "cp"]._flatten("shards")
+        self.token_share = TokenShare(self._mesh["cp"].get_group()) if self._context > 1 else None
 
     def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
         """The model of a directory, of which no rank ever holds a whole copy, in the master dtype."""
@@ -83,7 +87,7 @@ class Sharded:
             raise PolicyError(f"{directory}: {UNREADABLE}: it keeps {min(kept)}, which is no parameter")
         adapters = Adapters(module, settings.lora, head=head) if settings.lora else None
         root = self.cut(module, directory, settings)
-        _fill(module, self.device)
+        _fill(module, params_on=torch.device("cpu") if settings.cpu_offload else self.device, buffers_on=self.device)
         self._read(module, directory, reading)
         if adapters:
             adapters.begin()
@@ -99,7 +103,8 @@ class Sharded:
         )  # then both sides of the comparison are rounded
         with torch.no_grad():
             tolerance = ROUNDED if narrow else TOLERANCE
-            around(lambda: family.check(module, head, directory, tolerance=tolerance, multiple_of=self.token_multiple))
+            layout = {"multiple_of": self.token_multiple, "share": self.token_share}
+            around(lambda: family.check(module, head, directory, tolerance=tolerance, **layout))
         return Opened(module=module, around=around, adapters=adapters)
 
     def cut(self, module: PreTrainedModel, directory: Path, settings: PolicySettings) -> Gathered:
@@ -107,7 +112,9 @@ class Sharded:
         dtype = getattr(torch, settings.master_dtype)
         for param in module.parameters():
             param.data = param.data.to(dtype)
-        if self._together > 1:
+        if self._context > 1:
+            check_heads(module, context=self._context, tensor=self._tensor)
+        if self._tensor > 1:
             cut_layers(module, self._mesh["tp"], sequence_parallel=settings.sequence_parallel, directory=directory)
             module.tie_weights()
         computing = MixedPrecisionPolicy(
@@ -115,11 +122,13 @@ class Sharded:
             reduce_dtype=torch.promote_types(dtype, torch.float32),
             cast_forward_inputs=False,
         )
+        on_gpu = self.device.type == "cuda"
+        kept = CPUOffloadPolicy(pin_memory=on_gpu) if settings.cpu_offload else OffloadPolicy()
         for layer in module.modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                fully_shard(layer, mesh=self._mesh["fsdp"], mp_policy=computing)
+                fully_shard(layer, mesh=self._shards, mp_policy=computing, offload_policy=kept)
         root = Gathered(module)
-        fully_shard(root, mesh=self._mesh["fsdp"], mp_policy=computing)
+        fully_shard(root, mesh=self._shards, mp_policy=computing, offload_policy=kept)
         for part in root.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # losses are divided by the step's totals already: a sum is wanted
@@ -213,13 +222,16 @@ def check_shardable(settings: PolicySettings) -> None:
         raise ConfigError(f"policy.optimizer=adamw_8bit: moments of 8 bits have no shards, {alone}")
 
 
-def _fill(module: PreTrainedModel, device: torch.device) -> None:
+def _fill(module: PreTrainedModel, *, params_on: torch.device, buffers_on: torch.device) -> None:
     """Give an outline's parameters memory without values, and its buffers, which are in no file, their values."""
-    module.to_empty(device=device)
+    module.to_empty(device=params_on)
     module.tie_weights()
     for param in module.parameters():
         param._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
     module.initialize_weights()
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part.register_buffer(name, buffer.to(buffers_on), persistent=False)
 
 
 @contextmanager

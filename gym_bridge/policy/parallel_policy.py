@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from gym_bridge.errors import NonFiniteLossError, PolicyError
 from gym_bridge.io.signals import interrupts_deferred, noted
 from gym_bridge.policy.checkpoint import checkpoint_aside
+from gym_bridge.policy.frozen_model import FrozenModel
 from gym_bridge.policy.parallel import Sharded, check_shardable
 from gym_bridge.policy.ranks import Ranks
 from gym_bridge.policy.reading import Reading
@@ -183,12 +184,25 @@ class ParallelPolicy:
         return self._leader.call(Call(policy=self._number, method=method, args=args, options=options))
 
 
+class ParallelFrozenModel:
+    """The leader's end of a model that does not train, in shards over all ranks; its method is as that of `FrozenModel`."""
+
+    def __init__(self, ranks: Ranks, directory: Path, settings: PolicySettings):
+        """Opens the model on all ranks. Raises as `FrozenModel`."""
+        self._leader, self._number = leader_of(ranks), next(_numbers)
+        self._leader.call(Call(policy=self._number, method="open_frozen", args=(directory, settings)))
+
+    def logprobs(self, sequences: Sequence[TrainingSequence]) -> list[Tensor]:
+        """For each sequence the log-probs [n] of its trained tokens."""
+        return self._leader.call(Call(policy=self._number, method="logprobs", args=(sequences,)))
+
+
 class Shards:
-    """What one rank holds of the policies of a training."""
+    """What one rank holds of the policies of a training, and of other models."""
 
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
-        self._policies: dict[int, TorchPolicy] = {}
+        self._policies: dict[int, Any] = {}
         self._prepared: dict[int, PreparedStep] = {}
 
     def do(self, call: Call) -> Any:
@@ -197,6 +211,9 @@ class Shards:
             placement = Sharded(self._ranks, call.args[1])
             self._policies[call.policy] = TorchPolicy(*call.args, placement=placement, **call.options)
             return self._policies[call.policy]
+        if call.method == "open_frozen":
+            self._policies[call.policy] = FrozenModel(*call.args, placement=Sharded(self._ranks, call.args[1]))
+            return None
         policy = self._policies[call.policy]
         if call.method == "count":
             policy.version = call.args[0]

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gym_bridge.policy.adapters import Adapters
+from gym_bridge.policy.context_parallel import TokenShare
 from gym_bridge.policy.distributed_files import read_distributed
 from gym_bridge.policy.family import ModelFamily
 from gym_bridge.policy.loading import resolve_device
@@ -41,6 +42,8 @@ class Placement(Protocol):
     """Parts into which the microbatches of a step are dealt out."""
     token_multiple: int
     """Of which the tokens of a pack are a multiple."""
+    token_share: TokenShare | None
+    """Which tokens of a pack are computed here; None: all."""
 
     def open(self, family: ModelFamily, directory: Path, settings: PolicySettings, *, reading: Reading) -> Opened:
         """The model of a directory in evaluation mode, with the adapters that `settings` ask for; whole in float32, in shards in
@@ -85,6 +88,7 @@ class Whole:
     """All of it is in this process."""
 
     num_shares, token_multiple, writes = 1, 1, True
+    token_share: TokenShare | None = None
 
     def __init__(self, settings: PolicySettings):
         """Raises ConfigError for a device that this machine lacks."""

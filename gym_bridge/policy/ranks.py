@@ -1,6 +1,7 @@
 """What the processes of one training tell each other."""
 
 import atexit
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import distributed
 
+from gym_bridge.policy.interfaces import use_interface_towards
 from gym_bridge.schemas.launched import Launched, launched
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ def joined() -> Ranks | None:
     started = launched()
     if started is None:
         return None
+    use_interface_towards(os.environ["MASTER_ADDR"])
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=TOGETHER)
     atexit.register(distributed.destroy_process_group)

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gym_bridge.policy.failures import memory_told
-from gym_bridge.policy.family import ModelFamily
-from gym_bridge.policy.head import token_logprobs
+from gym_bridge.policy.family import ModelFamily, values_at
 from gym_bridge.policy.importing import head_of
 from gym_bridge.policy.loading import SCORE
 from gym_bridge.policy.packing import Pack, assign_units, pack
@@ -44,10 +43,7 @@ def open_module(family: ModelFamily, directory: Path, *, device: torch.device, r
 def token_values(family: ModelFamily, module: PreTrainedModel, packed: Pack, reading: Reading) -> tuple[Tensor, Tensor | None]:
     """Log-probs [N] and entropies [N] of the trained tokens, or with the scalar head their scores [N] alone."""
     hidden = family.hidden(module, packed)
-    if reading == "lm":
-        return token_logprobs(hidden[packed.predictors], packed.targets, family.output_head(module))
-    places = packed.trained if reading == "scalar" else packed.predictors
-    return (hidden[places] @ family.score_weight(module)).float(), None
+    return values_at(family, module, packed, hidden, "trained" if reading == "scalar" else "predictors", head_for(reading))
 
 
 @torch.no_grad()
@@ -67,7 +63,13 @@ def sequence_values(
     plan = assign_units(units, max_tokens=settings.microbatch_tokens, share_prefixes=sharing, multiple_of=placement.num_shares)
     for batch, counts in placement.dealt(plan):
         part = [sequences[index] for index in batch]
-        packed = pack(part, share_prefixes=sharing, device=placement.device, multiple_of=placement.token_multiple)
+        packed = pack(
+            part,
+            share_prefixes=sharing,
+            device=placement.device,
+            multiple_of=placement.token_multiple,
+            share=placement.token_share,
+        )
         with memory_told(part, settings, packed_tokens=packed.num_tokens):
             values, _ = read(packed)
         if counts:

@@ -25,9 +25,8 @@ from gym_bridge.policy.activation_checkpointing import checkpoint_layers
 from gym_bridge.policy.adapters import Adapters
 from gym_bridge.policy.attention import Block, BlockRows
 from gym_bridge.policy.dtensors import local
-from gym_bridge.policy.family import HFFamily, attention_kinds, hidden_states
+from gym_bridge.policy.family import HFFamily, attention_kinds, hidden_states, values_at
 from gym_bridge.policy.flops import model_flops
-from gym_bridge.policy.head import token_logprobs
 from gym_bridge.policy.live_bytes import LiveBytes
 from gym_bridge.policy.loading import resolve_dtype
 from gym_bridge.policy.master_weights import MasterWeights
@@ -120,22 +119,24 @@ class _Outline:
     """A model without values, in its place."""
 
     def __init__(self, directory: Path, settings: PolicySettings, *, ranks: Ranks | None, head: Head):
-        self.settings, self.head = settings, head
+        self.settings = settings
+        self.head: Head = head
         self.family = HFFamily(settings)
         self.module = self.family.outline(directory, head=head)
         self.parameters = sum(param.numel() for param in self.module.parameters())
         self.around: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
         if settings.lora:
             Adapters(self.module, settings.lora, head=head)
-        flops, multiple = model_flops(self.module), 1
+        flops, layout = model_flops(self.module), {}
         if ranks is not None:
             placement = Sharded(ranks, settings)
-            self.around, multiple = placement.cut(self.module, directory, settings), placement.token_multiple
-        self.packed = _full_pack(settings.microbatch_tokens, multiple)
+            self.around = placement.cut(self.module, directory, settings)
+            layout = {"multiple_of": placement.token_multiple, "share": placement.token_share}
+        self.packed = _full_pack(settings.microbatch_tokens, layout)
         positions = self.packed.position_ids
         self.flops = flops.of_microbatch(positions, num_trained=len(self.packed.targets)) / len(positions)
         mask = BlockRows.of(len(self.packed.token_ids), torch.device("cpu"))
-        mask.blocks, mask.lengths = [Block((), None)], [len(self.packed.token_ids)]
+        mask.blocks, mask.lengths, mask.share = [Block((), None)], [len(self.packed.token_ids)], self.packed.share
         kinds, _ = attention_kinds(self.module)
         self.masks: Any = dict.fromkeys(kinds, mask) if len(kinds) > 1 else mask
 
@@ -172,9 +173,8 @@ class _Outline:
 
     def _values(self) -> Tensor:
         packed, hidden = self.packed, hidden_states(self.module, self.packed, self.masks)
-        if self.head == "scalar":
-            return (hidden[packed.trained] @ self.family.score_weight(self.module)).float()
-        return token_logprobs(hidden[packed.predictors], packed.targets, self.family.output_head(self.module))[0]
+        place = "trained" if self.head == "scalar" else "predictors"
+        return values_at(self.family, self.module, packed, hidden, place, self.head)[0]
 
 
 def _kept_numbers(module: PreTrainedModel) -> int:
@@ -190,10 +190,10 @@ def _on_cuda(settings: PolicySettings) -> torch.dtype:
     return torch.float32 if settings.compute_dtype == "float32" else torch.bfloat16
 
 
-def _full_pack(num_tokens: int, multiple_of: int) -> Pack:
+def _full_pack(num_tokens: int, layout: dict[str, Any]) -> Pack:
     """One sequence that fills a microbatch; all its tokens but the first train."""
     ids = np.zeros(num_tokens, np.int32)
-    return pack([TrainingSequence(token_ids=ids, train_mask=np.arange(num_tokens) > 0)], multiple_of=multiple_of)
+    return pack([TrainingSequence(token_ids=ids, train_mask=np.arange(num_tokens) > 0)], **layout)
 
 
 @contextmanager

@@ -84,8 +84,9 @@ class TorchPolicy:
             checkpoint_layers(self.module, selective=settings.activation_checkpointing == "selective")
         with optimizer_memory_told(settings):
             self.masters = MasterWeights(self.module, settings, compute_dtype=self.compute_dtype)
-        together = settings.tensor_parallel_size
-        self.utilisation = Utilisation(self.module, device=self.device, compute_dtype=self.compute_dtype, num_devices=together)
+        self.utilisation = Utilisation(
+            self.module, device=self.device, compute_dtype=self.compute_dtype, num_devices=settings.together
+        )
         self.version = 0
         self._loaded: Path | None = None
         self._reference: FrozenModel | None = None
@@ -205,8 +206,8 @@ class TorchPolicy:
         return StepResult(metrics=metrics | {name: fmean(one[name] for one in used) for name in used[0]})
 
     def _pack(self, part: Sequence[TrainingSequence]) -> Pack:
-        sharing, multiple_of = self.settings.prefix_sharing, self.placement.token_multiple
-        return pack(part, share_prefixes=sharing, device=self.device, multiple_of=multiple_of)
+        sharing, place = self.settings.prefix_sharing, self.placement
+        return pack(part, share_prefixes=sharing, device=self.device, multiple_of=place.token_multiple, share=place.token_share)
 
     def _losses(self, microbatches: Sequence[Sequence[TrainingSequence]], loss_fn: LossFn, *, learn: bool) -> dict[str, float]:
         """The loss, its metrics and the numbers of tokens, summed; with `learn` the gradients are added to the masters'."""

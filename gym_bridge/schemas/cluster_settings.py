@@ -23,6 +23,11 @@ class RoleSettings(StrictModel):
     env: dict[str, str] = Field(default={})
     """Environment variables of its own."""
 
+    @property
+    def required(self) -> int:
+        """How many must have a place before anything begins."""
+        return self.count
+
 
 class PolicyRole(RoleSettings):
     """Processes that train."""
@@ -36,6 +41,21 @@ class SamplerRole(RoleSettings):
 
     args: tuple[str, ...] = ()
     """What vLLM is told besides, such as [--dtype, bfloat16]."""
+    min_count: int | None = Field(default=None, ge=1)
+    """So many must have a place before the training begins; the others join when Ray has room for them, and give way to those who
+    train. null: all of `count`."""
+
+    @property
+    def required(self) -> int:
+        """How many must have a place before anything begins."""
+        return self.count if self.min_count is None else self.min_count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SamplerRole":
+        """Raises ValueError for a least number above the largest."""
+        if self.required > self.count:
+            raise ValueError(f"min_count={self.min_count} is above count={self.count}; lower it, or raise count")
+        return self
 
 
 class ClusterSettings(StrictModel):

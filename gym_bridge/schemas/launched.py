@@ -2,8 +2,12 @@
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gym_bridge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gym_bridge.schemas.policy_settings import PolicySettings
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -23,18 +27,29 @@ class Launched:
         return self.index == 0
 
 
-def num_shares(tensor_parallel_size: int) -> int:
-    """Parts into which the microbatches of a step are dealt out: processes that hold one copy of a layer together count once.
+def num_shares(policy: "PolicySettings") -> int:
+    """Parts into which the microbatches of a step are dealt out: processes that compute one together count once.
 
     Raises ConfigError when the processes cannot be parted so.
     """
     size = 1 if (started := launched()) is None else started.size
-    if size % tensor_parallel_size:
+    if size % policy.together:
         raise ConfigError(
-            f"policy.tensor_parallel_size={tensor_parallel_size}: this training has {size} process{'es' * (size > 1)}; start it "
-            f"with torchrun --nproc-per-node {tensor_parallel_size} -m gym_bridge train ..., or with a multiple of that"
+            f"{policy.together_told}: this training has {size} process{'es' * (size > 1)}; start it "
+            f"with torchrun --nproc-per-node {policy.together} -m gym_bridge train ..., or with a multiple of that"
         )
-    return size // tensor_parallel_size
+    return size // policy.together
+
+
+def check_offload(policy: "PolicySettings") -> None:
+    """Raises ConfigError where there is nothing to bring weights from to, and where they are in no shards."""
+    if policy.cpu_offload and policy.device == "cpu":
+        raise ConfigError("policy.cpu_offload=true has no effect with policy.device=cpu; set policy.device=cuda, or leave it out")
+    if policy.cpu_offload and launched() is None:
+        raise ConfigError(
+            "policy.cpu_offload=true: weights in shards alone can lie in main memory; start the training with torchrun "
+            "--nproc-per-node 1 -m gym_bridge train ..., or more"
+        )
 
 
 def launched() -> Launched | None:

@@ -55,10 +55,9 @@ _POLICY = [
     *absent("train rm trains a Bradley-Terry model", "policy.reward_model_cfg.enabled", at=ANY),
     *absent("train rm trains a Bradley-Terry model", "policy.reward_model_cfg.reward_model_type", at=("bradley_terry",)),
     *absent("the model's config is taken as it is", "policy.hf_config_overrides", "policy.hf_config_overrides.*", at=({}, None)),
-    *absent("weights stay on the GPUs", "policy.dtensor_cfg.cpu_offload", at=(False,)),
     *absent(
-        "a sequence and its experts stay in one group of processes",
-        *below("policy.dtensor_cfg", "context_parallel_size expert_parallel_size custom_parallel_plan dp_replicate_size"),
+        "experts stay in one group of processes, and weights are in shards over all",
+        *below("policy.dtensor_cfg", "expert_parallel_size custom_parallel_plan dp_replicate_size"),
         at=(1, None),
     ),
     *absent("torchrun says how many processes there are", "policy.dtensor_cfg.data_parallel_size", at=ANY),

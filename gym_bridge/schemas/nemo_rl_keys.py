@@ -62,6 +62,8 @@ MAPPED: tuple[NemoRLKey, ...] = (
             ("policy.megatron_cfg.activation_checkpointing", "policy.activation_checkpointing", ""),
             ("policy.dtensor_cfg.tensor_parallel_size", "policy.tensor_parallel_size", ""),
             ("policy.dtensor_cfg.sequence_parallel", "policy.sequence_parallel", ""),
+            ("policy.dtensor_cfg.context_parallel_size", "policy.context_parallel_size", ""),
+            ("policy.dtensor_cfg.cpu_offload", "policy.cpu_offload", ""),
             ("policy.dtensor_cfg.lora_cfg.dim", "policy.lora.rank", ""),
             ("policy.dtensor_cfg.lora_cfg.alpha", "policy.lora.alpha", ""),
             ("policy.dtensor_cfg.lora_cfg.target_modules", "policy.lora.target_modules", "all-linear unless names are listed"),

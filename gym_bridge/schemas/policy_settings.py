@@ -37,6 +37,10 @@ class PolicySettings(StrictModel):
     """Processes that compute each layer together, of those that torchrun starts; over the others weights are in shards."""
     sequence_parallel: bool = False
     """With a tensor_parallel_size: also what lies between attention and MLPs, each process for a part of the tokens."""
+    context_parallel_size: PositiveInt = 1
+    """Processes that share the tokens of each microbatch, for sequences too long for one; weights are in shards over them too."""
+    cpu_offload: bool = False
+    """In shards on a GPU: weights, gradients and moments lie in main memory; a layer's weights come to the GPU when it computes."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of forward and backward. auto: bfloat16 where it is native."""
     master_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -72,6 +76,17 @@ class PolicySettings(StrictModel):
     """Packed tokens of one forward and backward; lower it when memory runs out."""
     prefix_sharing: bool = True
     """Compute the tokens with which sequences of a microbatch begin alike only once; the result is the same."""
+
+    @property
+    def together(self) -> int:
+        """Processes that compute each microbatch together."""
+        return self.tensor_parallel_size * self.context_parallel_size
+
+    @property
+    def together_told(self) -> str:
+        """The settings that say so."""
+        sizes = {name: getattr(self, name) for name in ("tensor_parallel_size", "context_parallel_size")}
+        return " with ".join(f"policy.{name}={size}" for name, size in sizes.items() if size > 1)
 
     @model_validator(mode="after")
     def _parts_of_tokens(self) -> "PolicySettings":

@@ -139,7 +139,8 @@ class SamplerSettings(StrictModel):
     """local: in this process; vllm: servers at `url`; or a dotted path to a sampler of your own: package.module:Name, called with
     (policy, settings, overlaps=..., run=...): whether it plays while the policy steps, and the run's directory."""
     url: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
-    """With kind=vllm: base URLs of the replicas, such as [http://127.0.0.1:8000]; a rollout keeps to one."""
+    """With kind=vllm: base URLs of the replicas, such as [http://127.0.0.1:8000]; a rollout keeps to one. Or a file of them, one
+    a line: servers may be added to it and taken out of it while the training runs."""
     transfer: Literal["auto", "disk", "nccl", "ipc"] = "auto"
     """How weights reach vLLM: a safetensors directory that both sides see, NCCL, or CUDA IPC on one machine. auto: disk on a CPU,
     nccl on CUDA."""

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from gym_bridge.policy.frozen_model import FrozenModel
+from gym_bridge.policy.frozen_model import Teacher
 from gym_bridge.policy.reference import placed
 from gym_bridge.schemas.seams import Policy, ValuedPolicy
 from gym_bridge.schemas.settings import GRPOSettings
@@ -28,7 +28,7 @@ class Columns:
     old_values where the policy has a value model.
     """
 
-    def __init__(self, policy: Policy, settings: GRPOSettings, teacher: FrozenModel | None = None):
+    def __init__(self, policy: Policy, settings: GRPOSettings, teacher: Teacher | None = None):
         algorithm = settings.algorithm
         says: dict[str, Say | None] = {
             "old_logprobs": policy.logprobs if algorithm.old_logprobs == "trainer" else None,

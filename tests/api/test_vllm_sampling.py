@@ -46,6 +46,32 @@ def test_what_is_sampled_has_the_version_and_the_weights_that_were_pushed(tiny_l
     assert not (tmp_path / "vllm_weights").exists()
 
 
+def test_servers_join_and_leave_by_a_file_while_the_policy_trains(tiny_llama, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("gym_bridge.io.server_list.LOOK_S", 0.0)
+    policy = open_policy(tiny_llama)
+    first, second, wrong = (VLLMServer(first=one) for one in (7.0, 9.0, 5.0))
+    wrong.dev_mode = False
+    file = tmp_path / "servers.txt"
+    with vllm_servers(first, second, wrong):
+        file.write_text(f"{first.url}\n")
+        settings = SamplerSettings(kind="vllm", url=(str(file),))
+        with closing(vllm_sampler(policy, settings, overlaps=False, run=tmp_path, patience_s=0.0)) as sampler:
+            sampler.push(policy.weights(), 3)
+            (pushed,) = {one.logprobs for one in sampled(sampler)}
+            file.write_text(f"{first.url}\n{second.url}/v1\n{wrong.url}\n")
+            assert {(one.policy_version, one.logprobs) for one in sampled(sampler)} == {(3, pushed)}
+            assert second.bodies  # it got the weights when it was asked first
+            assert not wrong.bodies
+            sampler.ensure(3)  # one that was started without the routes ends no training under way
+            first.stop()
+            file.write_text(f"{second.url}/v1\n")
+            calls = len(second.bodies)
+            sampler.ensure(3)
+            sampler.push(policy.weights(), 4)
+            assert {one.policy_version for one in sampled(sampler)} == {4}
+            assert len(second.bodies) == calls + 8
+
+
 def test_no_completion_of_a_server_that_came_back_with_other_weights_is_kept(tiny_llama, tmp_path: Path):
     policy = open_policy(tiny_llama)
     with vllm_servers(server := VLLMServer()), closing(opened(policy, server, run=tmp_path)) as sampler:

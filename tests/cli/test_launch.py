@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 
 from tests.cluster.ray_stage import stand_in
 
+VLLM = ["sampler.kind=vllm", "cluster.sampler.count=4", "cluster.sampler.gpus=1"]
 RAY = ["cluster.kind=ray", "cluster.policy.count=2", "cluster.collectors.count=2"]
 GRPO = ["--config", "rlvr/tiny", "trainer.output=runs/it's here"]
 
@@ -117,6 +118,8 @@ def test_the_manifest_is_one_of_kuberays(gym_bridge):
         (["slurm", "grpo", *GRPO, *RAY, "cluster.policy.gpus=1"], "the roles of cluster ask for 2 GPUS"),
         (["slurm", "grpo", *GRPO, *RAY, "policy.tensor_parallel_size=3"], "cluster.policy.count=2 is no multiple of it"),
         (["slurm", "grpo", *GRPO, "policy.tensor_parallel_size=2"], "policy.tensor_parallel_size=2: 1 processes would be started"),
+        (["slurm", "grpo", *GRPO, *RAY, *VLLM, "cluster.sampler.min_count=1"], "the roles of cluster ask for 1 GPUS"),
+        (["slurm", "grpo", *GRPO, *RAY, *VLLM, "cluster.sampler.min_count=9"], "min_count=9 is above count=4; lower it, or raise"),
         (["kubernetes", "grpo", *GRPO, *RAY], "launch kubernetes needs --image"),
         (["kubernetes", "grpo", *GRPO, "--image", "it"], "set cluster.kind=ray"),
         (["hosts", "grpo", *GRPO], "--hosts first --hosts second"),

@@ -237,7 +237,7 @@ def test_a_policy_is_converted(tmp_path, policy, ours):
         ({"policy": {"model_name": "a", "tokenizer": {"name": "b"}}}, "policy.tokenizer.name"),
         ({"policy": {"scheduler": {"name": "torch.optim.lr_scheduler.StepLR", "kwargs": {"step_size": 3}}}}, "policy.scheduler"),
         ({"policy": {"scheduler": "cosine"}}, "policy.scheduler"),
-        ({"policy": {"dtensor_cfg": {"context_parallel_size": 2}}}, "policy.dtensor_cfg.context_parallel_size"),
+        ({"policy": {"dtensor_cfg": {"expert_parallel_size": 2}}}, "policy.dtensor_cfg.expert_parallel_size"),
         ({"checkpointing": {"keep_top_k": None}}, "checkpointing.keep_top_k"),
         ({"checkpointing": {"enabled": False}}, "checkpointing.enabled"),
         ({"checkpointing": {"checkpoint_must_save_by": "soon"}}, "checkpointing.checkpoint_must_save_by"),

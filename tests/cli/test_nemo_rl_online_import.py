@@ -15,6 +15,8 @@ def test_grpo_is_translated_value_by_value(gym_bridge):
             "compute_dtype": "bfloat16",
             "tensor_parallel_size": 1,
             "sequence_parallel": False,
+            "context_parallel_size": 1,
+            "cpu_offload": False,
             "activation_checkpointing": False,
             "microbatch_tokens": 2048,  # 4 rows of 512
             "max_grad_norm": 1.0,

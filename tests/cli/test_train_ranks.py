@@ -62,7 +62,8 @@ def test_a_run_goes_on_with_another_number_of_processes_from_every_checkpoint(gy
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert gym_bridge(*sft(tiny_qwen3, rows, whole, "algorithm.epochs=2")).code == 0
     together = "policy.tensor_parallel_size=2", "policy.sequence_parallel=true"
-    for num_ranks, max_steps, layout in ((2, 3, ()), (1, 5, ()), (4, 8, together), (2, 9, together[:1]), (2, 10, ())):
+    shared = ("policy.context_parallel_size=2",)
+    for num_ranks, max_steps, layout in ((2, 3, ()), (1, 5, ()), (4, 8, together), (2, 9, together[:1]), (2, 10, shared)):
         argv = sft(tiny_qwen3, rows, cut, "algorithm.epochs=2", f"trainer.max_steps={max_steps}", *layout)
         if num_ranks > 1:
             found = ended(num_ranks, argv)

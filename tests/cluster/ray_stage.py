@@ -27,8 +27,9 @@ def grpo(model: Path, run: Path, *overrides: str) -> list[str]:
 class Training:
     """The command, while it runs."""
 
-    def __init__(self, argv: list[str], **options):
-        command = [sys.executable, "-m", "gym_bridge", *argv]
+    def __init__(self, argv: list[str], *, inside: Callable[..., list[str]] = lambda *command: [*command], **options):
+        """`inside`: what starts a command where the training is to run."""
+        command = inside(sys.executable, "-m", "gym_bridge", *argv)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
     def ended(self) -> tuple[int, str, str]:

@@ -184,7 +184,8 @@ def led(ranks, directory):
     from dataclasses import astuple
 
     from gym_bridge.api.vllm_sampling import _tied_head
-    from gym_bridge.policy.parallel_policy import ParallelPolicy, follow, leader_of
+    from gym_bridge.policy.frozen_model import FrozenModel
+    from gym_bridge.policy.parallel_policy import ParallelFrozenModel, ParallelPolicy, follow, leader_of
     from gym_bridge.schemas.settings import PolicySettings
     from gym_bridge.trainers.dpo import Baseline
     from tests.policy.stage import mean_nll
@@ -192,7 +193,8 @@ def led(ranks, directory):
     if not ranks.leads:
         assert follow(ranks) == "over"
         return {}
-    policy = ParallelPolicy(ranks, Path(directory), PolicySettings(compute_dtype="float32"))
+    plain = PolicySettings(compute_dtype="float32")
+    policy = ParallelPolicy(ranks, Path(directory), plain)
     given = _sequences(4)
     before = [one.tolist() for one in policy.logprobs(given)]
     abandoned = policy.weights()
@@ -201,6 +203,9 @@ def led(ranks, directory):
     policy.version = 5
     told = {"same": before == [one.tolist() for one in policy.logprobs(given)], "none": policy.logprobs([])}
     told["stepped"] = policy.prepare([given], mean_nll).apply().metrics["loss"] > 0
+    teachers = ParallelFrozenModel(ranks, Path(directory), plain), FrozenModel(Path(directory), plain)
+    pairs = zip(*(one.logprobs(given) for one in teachers), strict=True)
+    told["teacher"] = max(float((one - other).abs().max()) for one, other in pairs)
     factor = Baseline(0.5)
     losses = []
     for factor.value in (0.5, 1.0):  # a function that reads what changes from step to step

@@ -20,12 +20,24 @@ pytestmark = pytest.mark.slow
 
 FSDP, TP, SP = {}, {"tensor_parallel_size": 2}, {"tensor_parallel_size": 2, "sequence_parallel": True}
 LORA = {"lora": {"rank": 4}}
-LAYOUTS = {"fsdp": (2, FSDP), "tp": (2, TP), "fsdp x tp": (4, SP), "fsdp, LoRA": (2, LORA)}
-"""Processes, and how layers are cut over them."""
+OFFLOADED = {"cpu_offload": True}
+CP = {"context_parallel_size": 2}
+LAYOUTS = {
+    "fsdp": (2, FSDP),
+    "tp": (2, TP),
+    "cp": (2, CP),
+    "fsdp x tp": (4, SP),
+    "fsdp x cp, LoRA": (4, CP | LORA),
+    "cp x tp": (4, CP | SP),
+    "fsdp, LoRA": (2, LORA),
+    "fsdp, offloaded": (2, OFFLOADED),
+}
+"""Processes, and how layers and tokens are shared among them."""
 REHEARSED_TOKENS = 200
 REFUSED = {
     "fsdp": {"qwen3 of experts": "several processes cannot read this model"},
     "tp": {"qwen3 of experts": "has moe_tp_experts, which is not built", "gpt-oss": "no plan of tensor parallel"},
+    "cp": {"qwen3 of experts": "several processes cannot read this model"},
 }
 UNEVEN = {"1 heads of keys": {"num_key_value_heads": 1}, "63 inner features": {"intermediate_size": 63}}
 
@@ -59,7 +71,7 @@ def told(tmp_path_factory, tiny_llama, tiny_qwen3, family_models, uneven_models,
             f"steps in float32, {name}": ["steps_and_gradients", tiny_llama, cut, "float32", 1],
             f"bytes, {name}": ["bytes_of_steps", tiny_llama, cut, REHEARSED_TOKENS],
         }
-    for name, cut in (("fsdp", FSDP), ("tp", SP)):
+    for name, cut in (("fsdp", FSDP), ("tp", SP), ("cp", CP)):
         calls[2] |= {
             f"families, {name}": ["families", cut, "float32", *family_models],
             f"bfloat16, {name}": ["families", cut, "bfloat16", tiny_llama, tiny_qwen3],
@@ -74,7 +86,10 @@ def told(tmp_path_factory, tiny_llama, tiny_qwen3, family_models, uneven_models,
         "led, llama": ["led", tiny_llama],
         "led, qwen3": ["led", tiny_qwen3],
     }
-    calls[3]["share"] = ["no_whole_copy", tiny_llama, FSDP]
+    calls[3] |= {
+        "share": ["no_whole_copy", tiny_llama, FSDP],
+        "uneven": ["families", {"context_parallel_size": 3}, "float32", tiny_llama],
+    }
     calls[4] |= {"share": ["no_whole_copy", tiny_llama, TP], "blame, fsdp x tp": ["blame", tiny_llama, TP]}
     place = tmp_path_factory.mktemp("told")
     return {count: on_ranks(count, place / str(count), these) for count, these in calls.items()}
@@ -104,8 +119,9 @@ def test_gradients_in_float32_are_those_of_one_process(told, layout):
 
 
 @pytest.mark.gpu
-def test_a_rank_on_a_gpu_takes_the_steps_of_one_process_there(tiny_llama, tmp_path):
-    calls = {"steps": ["steps_and_gradients", tiny_llama, FSDP, "float32", 20, "cuda"]}
+@pytest.mark.parametrize("cut", [FSDP, OFFLOADED])
+def test_a_rank_on_a_gpu_takes_the_steps_of_one_process_there(tiny_llama, tmp_path, cut):
+    calls = {"steps": ["steps_and_gradients", tiny_llama, cut, "float32", 20, "cuda"]}
     for found in on_ranks(1, tmp_path / "told", calls)["steps"].values():
         assert found["gradients"] <= 1e-3
         for one, other in zip(found["whole"], found["shards"], strict=True):
@@ -155,6 +171,11 @@ def test_layers_that_cannot_be_cut_evenly_are_refused(told, uneven_models):
     for place, found in told[2]["uneven"].items():
         what = uneven_models[place]
         assert found == f"policy.tensor_parallel_size=2: this model has {what}, which is no multiple of it; choose a divisor"
+
+
+def test_heads_that_cannot_be_dealt_out_are_refused(told):
+    (found,) = told[3]["uneven"].values()
+    assert found.startswith("policy.context_parallel_size=3: this model has 4 heads and 2 heads of keys, which cannot be dealt out")
 
 
 def test_a_missing_file_of_moments_is_told_and_nothing_is_made_up(told):
@@ -219,5 +240,6 @@ def test_what_shards_do_not_have_is_refused(settings, message):
 
 @pytest.mark.parametrize(("model", "tied"), [("llama", None), ("qwen3", ["lm_head.weight", "model.embed_tokens.weight"])])
 def test_followers_do_what_the_leader_asks_however_it_leaves_off(told, model, tied):
+    assert told[2][f"led, {model}"].pop("teacher") <= 1e-4
     expected = {"same": True, "none": [], "stepped": True, "version": 6, "ratio": pytest.approx(0.5), "tied": tied}
     assert told[2][f"led, {model}"] == expected

@@ -21,7 +21,9 @@ ADAPTER = "POST /v1/load_lora_adapter"
 
 def opened(controls, directory: Path, **options) -> VLLMWeights:
     """Over the disk, without patience."""
-    return VLLMWeights(controls, DiskTransfer(directory), **{"in_flight": False, "patience_s": 0.0, **options})
+    return VLLMWeights(
+        lambda: dict(enumerate(controls)), DiskTransfer(directory), **{"in_flight": False, "patience_s": 0.0, **options}
+    )
 
 
 def test_a_push_pauses_loads_resets_names_and_resumes(tmp_path: Path):
@@ -181,20 +183,20 @@ def test_weights_that_every_server_refuses_end_the_push_whatever_the_patience(tm
 def test_a_server_without_the_routes_is_a_mistake_and_the_message_says_how_to_start_it(tmp_path: Path):
     with vllm_servers(VLLMServer(dev_mode=False)) as controls:
         with pytest.raises(ConfigError, match=r"has no /weight_info; start vLLM .* with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL"):
-            reachable(controls, patience_s=0)
+            reachable(lambda: dict(enumerate(controls)), patience_s=0)
         with pytest.raises(ConfigError, match="has no /weight_info"):
             opened(controls, tmp_path).push(weights(3.0), 1)
     with vllm_servers(VLLMServer(scale_out=False)) as controls, pytest.raises(ConfigError, match="has no /inference/v1/generate"):
-        reachable(controls, patience_s=0)
+        reachable(lambda: dict(enumerate(controls)), patience_s=0)
 
 
 def test_servers_are_waited_for_until_one_answers():
     client = control_client(None)
     nobody = ReplicaControl(f"http://127.0.0.1:{free_port()}", client)
     with pytest.raises(PolicyError, match=r"no vLLM server answers: http://.* no answer"):
-        reachable([nobody], patience_s=0)
+        reachable(lambda: {0: nobody}, patience_s=0)
     with vllm_servers(VLLMServer()) as controls:
-        assert reachable([nobody, *controls], patience_s=0) == controls
+        assert reachable(lambda: dict(enumerate([nobody, *controls])), patience_s=0) == controls
     client.close()
 
 
@@ -240,7 +242,7 @@ def test_weights_that_only_the_trainer_can_send_are_not_sent_by_another_thread(t
         from_any_thread = False
 
     with vllm_servers(server := VLLMServer()) as controls:
-        pushed = VLLMWeights(controls, FromTrainer(tmp_path), in_flight=True)
+        pushed = VLLMWeights(lambda: dict(enumerate(controls)), FromTrainer(tmp_path), in_flight=True)
         pushed.push(weights(3.0), 1)
         pushed.lost(0)
         pushed.restore(0)  # it has them, by its own word
@@ -266,10 +268,10 @@ TIED = TiedHead("head", "w")
 
 def test_a_tied_head_travels_under_its_own_name_too(tmp_path: Path):
     with vllm_servers(server := VLLMServer()) as controls:
-        VLLMWeights(controls, DiskTransfer(tmp_path, tied=TIED), in_flight=False).push(weights(3.0), 1)
+        VLLMWeights(lambda: dict(enumerate(controls)), DiskTransfer(tmp_path, tied=TIED), in_flight=False).push(weights(3.0), 1)
         assert server.loaded == {"w": 3.0, "head": 3.0}
     with vllm_servers(server := VLLMServer(takes_adapters=True)) as controls:
-        pushed = VLLMWeights(controls, adapter_transfer(tmp_path, tied=TIED), in_flight=False)
+        pushed = VLLMWeights(lambda: dict(enumerate(controls)), adapter_transfer(tmp_path, tied=TIED), in_flight=False)
         for version in range(2):
             pushed.push(weights(3.0), version)
         pushed.lost(0)
@@ -282,7 +284,7 @@ def test_a_tied_head_travels_under_its_own_name_too(tmp_path: Path):
 
 def test_an_adapter_travels_alone_after_the_base_model_once(tmp_path: Path):
     with vllm_servers(server := VLLMServer(takes_adapters=True)) as controls:
-        pushed = VLLMWeights(controls, adapter_transfer(tmp_path), in_flight=False)
+        pushed = VLLMWeights(lambda: dict(enumerate(controls)), adapter_transfer(tmp_path), in_flight=False)
         pushed.push(weights(3.0), 1)
         assert server.told() == [PAUSE, LOAD, ADAPTER, RESET, NAME, RESUME]
         first = server.adapters[pushed.adapter or ""]

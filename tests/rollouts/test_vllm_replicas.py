@@ -74,7 +74,7 @@ def sampled(
         for stage in stages:
             started.append(await stage.__aenter__())
         https = [ModelHttp(one.url, client=connections, api_key=None, timeout_s=20, max_retries=0) for one in started]
-        replicas = VLLMReplicas(https, pushed)
+        replicas = VLLMReplicas(lambda: dict(enumerate(https)), pushed)
         outcomes: list[Completion | Exception] = []
         for key in keys:
             try:
@@ -186,7 +186,7 @@ def test_whoever_waits_for_a_replica_waits_for_one_restoration():
         connections = LoopConnections()
         async with model_server(generated("ours:3")) as server:
             http = ModelHttp(server.url, client=connections, api_key=None, timeout_s=20, max_retries=0)
-            replicas = VLLMReplicas([http], pushed)
+            replicas = VLLMReplicas(lambda: {0: http}, pushed)
             asked = [asyncio.create_task(replicas.sample(PROMPT, PLAIN, key=SampleKey(0, task, 0, 0))) for task in range(8)]
             await asyncio.sleep(0)
             asked.pop().cancel()
@@ -205,7 +205,7 @@ def test_each_event_loop_has_connections_of_its_own_which_end_with_it():
     async def run() -> int:
         async with model_server(generated("ours:3")) as server:
             http = ModelHttp(server.url, client=connections, api_key=None, timeout_s=20)
-            await VLLMReplicas([http], Pushed()).sample(PROMPT, PLAIN, key=KEY)
+            await VLLMReplicas(lambda: {0: http}, Pushed()).sample(PROMPT, PLAIN, key=KEY)
             return len(connections._pools)
 
     assert [asyncio.run(run()), asyncio.run(run())] == [1, 1]

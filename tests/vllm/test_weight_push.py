@@ -167,7 +167,7 @@ def test_a_server_that_was_killed_comes_back_with_the_policys_weights(tiny_tied_
 def assert_each_serves(sampler: VLLMSampling, policy, *, version: int) -> None:
     """Both replicas sample with the policy's weights, in float32 and in bfloat16; none rests."""
     https = [one.server.sampler.http for one in sampler.replicas._rotation._replicas]
-    afresh = VLLMReplicas(https, sampler.weights)
+    afresh = VLLMReplicas(lambda: dict(enumerate(https)), sampler.weights)
     by_first, by_second = sampled(afresh, at_home(0), at_home(1))
     assert (by_first.policy_version, by_second.policy_version) == (version, version)
     assert gap(policy, [by_first]) < FLOAT32

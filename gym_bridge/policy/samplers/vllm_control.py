@@ -12,7 +12,7 @@ vLLM offers these routes to whoever reaches its port, and only when it is told t
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import httpx
@@ -156,21 +156,21 @@ class ReplicaControl:
         return ConfigError(f"{self.url} has no {path}; start vLLM 0.32 or newer with: {START}")
 
 
-def reachable(controls: Sequence[ReplicaControl], *, patience_s: float) -> list[ReplicaControl]:
-    """The servers that answer, of which there is at least one, waited for at most `patience_s`.
+def reachable(controls: Callable[[], Mapping[int, ReplicaControl]], *, patience_s: float) -> list[ReplicaControl]:
+    """The servers that answer of those that are there now, of which there is at least one, waited for at most `patience_s`.
 
     Raises ConfigError for one that was started without the routes that training needs, PolicyError when none answers.
     """
     deadline = time.monotonic() + patience_s
     told = False
     while True:
-        found, failure = [], None
-        for control in controls:
+        found, failure = [], "none is named yet"
+        for control in controls().values():
             try:
                 control.check()
                 found.append(control)
             except ReplicaError as error:
-                failure = error
+                failure = str(error)
         if found:
             return found
         if time.monotonic() >= deadline:

@@ -43,6 +43,11 @@ class Rotation(Generic[Server]):
         self._replicas = [_Replica(server) for server in servers]
         self._cool_down_s = cool_down_s
 
+    def change(self, servers: Sequence[Server]) -> None:
+        """Ask these from now on, one at least; those that stay go on resting."""
+        before = {id(one.server): one for one in self._replicas}
+        self._replicas = [before.get(id(server)) or _Replica(server) for server in servers]
+
     async def ask(self, key: SampleKey, call: Callable[[Server], Awaitable[Answer]]) -> Answer:
         """What `call` gives with the rollout's replica. Raises the last EndpointError where no replica answered."""
         *others, last = self._order(key)

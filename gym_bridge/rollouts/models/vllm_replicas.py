@@ -6,7 +6,7 @@ are brought to it again, and only then is it asked once more.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -23,7 +23,7 @@ NOT_FOUND = 404
 
 
 class PushedWeights(Protocol):
-    """What the replicas, counted from 0, are to run. May be asked from any thread."""
+    """What the replicas, known by numbers, are to run. May be asked from any thread."""
 
     @property
     def version(self) -> int:
@@ -60,16 +60,19 @@ class _Replica:
 
 
 class VLLMReplicas:
-    """A sampler over vLLM servers; `https` are their base addresses, without `/v1`. A rollout stays with one of them.
+    """A sampler over vLLM servers, which may come and go. A rollout stays with one of them.
 
     Where the servers take seeds, a completion's draws depend on its key alone, and on logits, whose last bits depend on what else
     is in the batch.
     """
 
-    def __init__(self, https: Sequence[ModelHttp], weights: PushedWeights, *, seeded: bool = True):
+    def __init__(self, https: Callable[[], Mapping[int, ModelHttp]], weights: PushedWeights, *, seeded: bool = True):
+        """`https`: those that are there now, one at least, by their numbers; their addresses are without `/v1`."""
         self.weights = weights
-        samplers = [VLLMSampler(http, weights.adapter, wire=partial(GenerateWire, seeded=seeded)) for http in https]
-        self._rotation = Rotation([_Replica(number, sampler) for number, sampler in enumerate(samplers)])
+        self._https, self._seeded = https, seeded
+        self._replicas: dict[int, _Replica] = {}
+        self._now = https()
+        self._rotation = Rotation(self._listed())
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams, *, key: SampleKey) -> Completion:
         """One completion of `prompt_ids`, with the version of the weights that sampled it: the oldest of several.
@@ -77,7 +80,17 @@ class VLLMReplicas:
         Raises ContextOverflowError and PolicyError as `VLLMSampler`, EndpointError when no replica answers with weights of this
         run that are at least as new as those that were pushed last when it was asked.
         """
+        if (now := self._https()) is not self._now:
+            self._now = now
+            self._rotation.change(self._listed())
         return await self._rotation.ask(key, lambda replica: self._sample(replica, prompt_ids, params, key))
+
+    def _listed(self) -> list[_Replica]:
+        for number, http in self._now.items():
+            if number not in self._replicas:
+                sampler = VLLMSampler(http, self.weights.adapter, wire=partial(GenerateWire, seeded=self._seeded))
+                self._replicas[number] = _Replica(number, sampler)
+        return [self._replicas[number] for number in self._now]
 
     async def _sample(self, replica: _Replica, prompt_ids: Sequence[int], params: SamplingParams, key: SampleKey) -> Completion:
         found = ""
@@ -115,7 +128,8 @@ class VLLMReplicas:
         try:
             await asyncio.shield(replica.restoring)
         except ServerError as error:
-            raise _away(replica.sampler.http.error(str(error))) from None
+            http = replica.sampler.http
+            raise _away(http.error(str(error).removeprefix(f"{http.url}: "))) from None
 
 
 def _away(error: EndpointError) -> EndpointError:
