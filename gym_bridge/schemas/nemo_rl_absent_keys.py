@@ -147,8 +147,8 @@ _SURROUNDINGS = [
     ),
     *absent("no answers are printed", "logger.num_val_samples_to_print", at=(0,)),
     *absent("numbers go to metrics.jsonl in the run directory", "logger.*", at=ANY),
-    *absent("training is one process on one device", "cluster.num_nodes", at=(1,)),
-    *absent("training is one process on one device", "cluster.*"),
+    *absent("torchrun, Ray or `gym-bridge launch --nodes` says how many machines there are", "cluster.num_nodes", at=(1,)),
+    *absent("torchrun, Ray or `gym-bridge launch` says what machines have", "cluster.*"),
 ]
 
 ABSENT: tuple[NemoRLKey, ...] = (
