@@ -54,7 +54,8 @@ class SamplerRole(RoleSettings):
     def _ordered(self) -> "SamplerRole":
         """Raises ValueError for a least number above the largest."""
         if self.required > self.count:
-            raise ValueError(f"cluster.sampler.min_count={self.min_count} is above cluster.sampler.count={self.count}; lower it, or raise that")
+            sizes = f"cluster.sampler.min_count={self.min_count} is above cluster.sampler.count={self.count}"
+            raise ValueError(f"{sizes}; lower it, or raise that")
         return self
 
 

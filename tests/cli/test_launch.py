@@ -119,7 +119,7 @@ def test_the_manifest_is_one_of_kuberays(gym_bridge):
         (["slurm", "grpo", *GRPO, *RAY, "policy.tensor_parallel_size=3"], "cluster.policy.count=2 is no multiple of it"),
         (["slurm", "grpo", *GRPO, "policy.tensor_parallel_size=2"], "policy.tensor_parallel_size=2: 1 processes would be started"),
         (["slurm", "grpo", *GRPO, *RAY, *VLLM, "cluster.sampler.min_count=1"], "the roles of cluster ask for 1 GPUS"),
-        (["slurm", "grpo", *GRPO, *RAY, *VLLM, "cluster.sampler.min_count=9"], "cluster.sampler.min_count=9 is above cluster.sampler.count=4"),
+        (["slurm", "grpo", *GRPO, *RAY, *VLLM, "cluster.sampler.min_count=9"], "min_count=9 is above cluster.sampler.count=4"),
         (["kubernetes", "grpo", *GRPO, *RAY], "launch kubernetes needs --image"),
         (["kubernetes", "grpo", *GRPO, "--image", "it"], "set cluster.kind=ray"),
         (["hosts", "grpo", *GRPO], "--hosts first --hosts second"),
