@@ -4,17 +4,49 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
-def interrupts_deferred(number: signal.Signals = signal.SIGINT) -> Iterator[None]:
-    """Ctrl-C, or another signal, waits for the end of the block, and of those around it: what is done in it is done whole or not
-    at all.
-    """
-    with noted(number) as interrupted:
+def interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block, and of those around it: what is done in it is done whole or not at all."""
+    with noted(signal.SIGINT) as interrupted, noted(signal.SIGTERM) as terminated:
         yield
-    if interrupted():
-        signal.raise_signal(number)  # for whoever else defers it, or Python
+    for number, came in ((signal.SIGINT, interrupted), (signal.SIGTERM, terminated)):
+        if came():
+            signal.raise_signal(number)  # for whoever else defers it, or Python
+
+
+class _Left(BaseException):
+    """Ends a call of `done_unless`."""
+
+
+def done_unless(number: signal.Signals, came: Callable[[], bool], call: Callable[[], T]) -> T | None:
+    """What the call gives; it is left at once, as by Ctrl-C, and None comes of it, when the signal comes, or has come before.
+
+    `came`: whether it has, by `noted`, which is around this. The signal does nothing here outside the main thread.
+    """
+    before = signal.getsignal(number)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        assert callable(before), "`noted` is around it"
+        before(number, frame)
+        raise _Left
+
+    try:
+        signal.signal(number, leave)
+    except ValueError:  # not the main thread, which alone gets signals
+        return call()
+    try:
+        try:
+            return None if came() else call()
+        finally:
+            signal.signal(number, before)
+    except _Left:
+        signal.signal(number, before)
+        return None
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class Leader:
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """What all ranks do together, which no signal cuts in two."""
-        with interrupts_deferred(), interrupts_deferred(signal.SIGTERM):
+        with interrupts_deferred():
             try:
                 with _loss_told():
                     yield

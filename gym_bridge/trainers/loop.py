@@ -13,7 +13,7 @@ import orjson
 from gym_bridge.io.metrics import MetricsWriter
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.run_directory import RunDirectory
-from gym_bridge.io.signals import interrupts_deferred, noted
+from gym_bridge.io.signals import done_unless, interrupts_deferred, noted
 from gym_bridge.schemas.seams import LossFn, Policy, StepSource, Validation
 from gym_bridge.schemas.settings import TrainerSettings
 from gym_bridge.trainers.best import Watch, check_validation_settings
@@ -52,6 +52,8 @@ def train(
 ) -> TrainResult:
     """Train until the source ends, a limit of the settings is reached or SIGTERM comes; the last step is always saved.
 
+    SIGTERM ends a step after it is taken, and at once what comes before it: gathering its data, and a validation.
+
     After each update the source is told the new version. `validation` runs before
     the first step, every `validate_every` steps, and where the run ends with its data or at `max_steps`; what SIGTERM or the time
     budget kept from being validated is validated when the run goes on. An error or Ctrl-C saves the steps taken so far and is
@@ -67,13 +69,15 @@ def train(
         try:
             while (stopped := limits.reached()) is None:
                 if checks.due():
-                    metrics |= checks.run()
+                    metrics |= done_unless(signal.SIGTERM, signalled, checks.run) or {}
                     continue
                 if settings.save_every and policy.version % settings.save_every == 0:
                     saver.save()
                 saved = saver.taken_s()
                 started = time.perf_counter()
-                step = source.next()
+                step = done_unless(signal.SIGTERM, signalled, source.next)
+                if signalled():
+                    continue
                 if step is None:
                     stopped = "data"
                     break

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM, a spent time budget and a full disk in `train`: one line, the right exit code, and the same command goes on."""
 
+import asyncio
 import json
 import subprocess
 import time
@@ -25,6 +26,18 @@ class Parity(ArithmeticServer):
 
     async def verify(self, task: ArithmeticTask, response: Response, session: Calculation | None) -> Verdict:
         return Verdict(reward=float(len(response.final_text) % 2 == 0))
+
+
+class Hanging(Parity):
+    """It answers 100 times, and then never again."""
+
+    answered = 0
+
+    async def verify(self, task: ArithmeticTask, response: Response, session: Calculation | None) -> Verdict:
+        self.answered += 1
+        if self.answered > 100:
+            await asyncio.sleep(3600)
+        return await super().verify(task, response, session)
 
 
 def tiny(model: Path, run: Path) -> list[str]:
@@ -101,6 +114,24 @@ def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(child, command
     more = gym_bridge(*command("sft", run, f"trainer.max_steps={taken + 2}", "--quiet", "--json"))
     assert (more.code, json.loads(more.out)["steps"], json.loads(more.out)["stopped"]) == (0, taken + 2, "max_steps")
     assert steps(run) == list(range(1, taken + 3))
+
+
+def test_sigterm_waits_for_no_rollout_that_may_never_end(child, command, gym_bridge, rollout_keys, tmp_path: Path):
+    run = tmp_path / "run"
+    hanging = f"env.server={__name__}:Hanging"
+    running = child(*command("grpo", run, hanging, "--quiet"))
+    wait_for_steps(run, 1, running)
+    time.sleep(3)
+    started = time.monotonic()
+    running.process.terminate()
+    ended = running.ended()
+    assert time.monotonic() - started < 60
+    taken = steps(run)[-1]
+    assert (ended.code, f"stopped by SIGTERM after {taken} steps" in ended.out) == (0, True), ended.err
+    more = gym_bridge(*command("grpo", run, hanging, f"trainer.max_steps={taken + 1}", "--quiet", "--json"))
+    assert (more.code, json.loads(more.out)["steps"]) == (0, taken + 1)
+    keys = rollout_keys(run / "rollouts.jsonl")
+    assert len(keys) == len(set(keys))
 
 
 def test_a_spent_time_budget_ends_well_and_the_same_command_goes_on(command, gym_bridge, tmp_path: Path):

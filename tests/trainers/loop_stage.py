@@ -1,5 +1,8 @@
 """What tests of the loop train: a tiny model on a source that can be made to fail, with numbers of validation that are given."""
 
+import os
+import signal
+from itertools import count
 from pathlib import Path
 
 import orjson
@@ -61,6 +64,18 @@ class Given:
 def likelihood(logprobs, columns):
     """Mean negative log-likelihood."""
     return Loss(-logprobs.sum() / columns.num_tokens)
+
+
+def terminating(step):
+    """`likelihood`; SIGTERM comes in the midst of this step."""
+    calls = count(1)
+
+    def loss_fn(logprobs, columns):
+        if next(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return likelihood(logprobs, columns)
+
+    return loss_fn
 
 
 def raising(error):

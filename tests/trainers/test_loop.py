@@ -1,5 +1,7 @@
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from gym_bridge.trainers.epochs import Dataset
 from gym_bridge.trainers.loop import source_state
 from gym_bridge.trainers.sft import SFTSource
 from tests.trainers import loop_stage
-from tests.trainers.loop_stage import Repeated, raising
+from tests.trainers.loop_stage import Repeated, raising, terminating
 
 
 @pytest.fixture
@@ -105,9 +107,24 @@ def test_an_error_before_the_first_step_saves_nothing(play, tmp_path, sequence):
 
 def test_sigterm_ends_the_run_after_the_step_under_way(play, tmp_path, sequence):
     before = signal.getsignal(signal.SIGTERM)
-    result = play(Repeated(sequence, at_step={2: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    result = play(Repeated(sequence), loss_fn=terminating(2))
     assert (result.steps, result.stopped) == (2, "signal")
     assert checkpoints(tmp_path) == ["step_00000002"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_does_not_wait_for_data_that_may_never_come(play, tmp_path, sequence):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def wait():
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        threading.Event().wait(600)
+
+    started = time.monotonic()
+    result = play(Repeated(sequence, at_step={2: wait}))
+    assert time.monotonic() - started < 60
+    assert (result.steps, result.stopped) == (1, "signal")
+    assert checkpoints(tmp_path) == ["step_00000001"]
     assert signal.getsignal(signal.SIGTERM) is before
 
 

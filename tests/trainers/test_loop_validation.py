@@ -1,9 +1,7 @@
 """When the loop validates, which checkpoint is best, when it stops early, and that a resumed run does as an uninterrupted one."""
 
 import io
-import os
 import re
-import signal
 import subprocess
 
 import pytest
@@ -12,7 +10,7 @@ from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.io.progress import Progress
 from gym_bridge.io.run_directory import RunDirectory, model_directory_of
 from tests.trainers import loop_stage
-from tests.trainers.loop_stage import HELD_OUT, Given, Repeated, checkpoints, losses, metrics, raising
+from tests.trainers.loop_stage import HELD_OUT, Given, Repeated, checkpoints, losses, metrics, raising, terminating
 
 
 @pytest.fixture
@@ -213,7 +211,7 @@ def test_what_an_error_kept_from_being_validated_is_validated_when_the_run_goes_
 
 def test_sigterm_saves_without_validating_and_the_next_start_makes_up_for_it(play, run, tmp_path):
     told = Given([9.0] * 5)
-    result = play(told, validate_every=2, num_steps=4, at_step={2: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    result = play(told, validate_every=2, num_steps=4, loss_fn=terminating(2))
     assert (result.steps, result.stopped, told.versions) == (2, "signal", [0])
     play([9.0] * 5, validate_every=2, num_steps=4)
     play([9.0] * 5, validate_every=2, num_steps=4, where=tmp_path / "whole")
