@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from gym_bridge.schemas.seams import Loss, TrainedTokens
 from tests.api.grpo_stage import LETTERS
 from tests.cli.conftest import PATIENCE_S
+from tests.cli.test_train_dpo import PAIRS
 from tests.policy.ranks_stage import launched
 
 pytestmark = pytest.mark.slow
@@ -77,6 +78,19 @@ def test_a_run_goes_on_with_another_number_of_processes_from_every_checkpoint(gy
     assert found.keys() == expected.keys()
     for name, one in expected.items():
         torch.testing.assert_close(found[name], one, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("verb", "layout"), [("dpo", ()), ("rm", ("policy.context_parallel_size=2",))])
+def test_preferences_train_as_in_one_process(gym_bridge, tiny_llama, tmp_path, verb, layout):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    own = [f"data.train={data}", f"policy.model={tiny_llama}", "policy.compute_dtype=float32", "policy.lr=1e-3"]
+    argv = ["train", verb, "--config", f"{verb}/tiny", *own, "algorithm.batch_size=4", "algorithm.epochs=2", "--quiet"]
+    assert gym_bridge(*argv, f"trainer.output={tmp_path / 'alone'}").code == 0
+    found = ended(2, [*argv, *layout, f"trainer.output={tmp_path / 'both'}"])
+    assert found.returncode == 0, found.stderr
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
+    assert len(losses(tmp_path / "both")) == 4
 
 
 def test_adapters_in_shards_go_on_with_any_number_of_processes_as_peft_stores_them(gym_bridge, tiny_qwen3, rows, tmp_path):
