@@ -123,8 +123,7 @@ def validate(model: type[Model], values: Any, *, foreign: ForeignKeys | None = N
         told: dict[str, str] = {}
         others: list[str] = []
         for one in error.errors():
-            unknown = (key for key in _leaves_at(values, one["loc"]) if not _is_field(model, key))
-            found = _explained(unknown, foreign) if one["loc"] and one["type"] != "missing" else {}
+            found = _explained(_leaves_at(values, one["loc"]), foreign) if one["loc"] and one["type"] != "missing" else {}
             told |= found
             others += [] if found else [_describe(model, one)]
         sentences = [_joined(told, foreign)] if foreign and told else []
@@ -180,11 +179,6 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{dotted!r} is required; set {dotted}=..."
     return f"{dotted}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _is_field(model: type[BaseModel], key: str) -> bool:
-    *path, name = key.split(".")
-    return name in _fields_at(model, path)
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -110,12 +110,12 @@ def _trainers(
     values = settings.model_dump(mode="json")
     values["trainer"]["output"] = str(files.run)
     _check_server(settings, places[0], of_service("collectors"))
-    if of_service("sampler"):
+    if isinstance(settings.cluster, OnlineClusterSettings) and settings.cluster.sampler.count:
         values["sampler"]["url"] = [str(files.samplers)]
         values["cluster"]["sampler"] = {}
     with written_aside(files.config) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode())
-    role, alone = settings.cluster.policy, len(places) == 1
+    role, alone = settings.cluster.policy, len(places) == 1 and not settings.policy.cpu_offload
     verb = next(name for name, kind in SETTINGS.items() if isinstance(settings, kind))
     argv = [*python(role.python), "-m", "gym_bridge", "train", verb, "--config", str(files.config), "--quiet"]
     return [

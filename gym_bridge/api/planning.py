@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from gym_bridge.api.models import model_directory
 from gym_bridge.api.training import read_data, total_steps
 from gym_bridge.errors import ConfigError, missing_extra, nearest
+from gym_bridge.schemas.launched import check_offload
 from gym_bridge.schemas.plan import Plan, PlanSettings
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
 
@@ -40,6 +41,7 @@ def plan(settings: TrainSettings, asked: PlanSettings) -> Plan:
     except ImportError:
         raise missing_extra("plan", "train") from None
     count = asked.num_processes or (settings.cluster.policy.count if settings.cluster.kind == "ray" else 1)
+    check_offload(settings.policy, in_shards=True)
     if count % settings.policy.together:
         raise ConfigError(f"{settings.policy.together_told}: {count} processes are no multiple of it; set --num-processes")
     model = model_directory(settings.policy.model)
@@ -94,7 +96,9 @@ def _memory(settings: TrainSettings, found: "Rehearsal", *, count: int) -> _Memo
     if settings.policy.cpu_offload:
         state = found.weights + found.gradients + found.moments
         memory.peak -= state
-        memory.notes.append(f"memory: weights, gradients and optimizer lie in main memory, {state / GIB:.2f} GiB of each process")
+        memory.notes.append(
+            f"memory: weights, gradients and optimizer lie in main memory, {state / GIB:.2f} GiB a process and model"
+        )
     if isinstance(settings, GRPOSettings):
         _add_online(memory, settings, found, count=count)
     if settings.policy.device == "cpu":
@@ -108,14 +112,14 @@ def _memory(settings: TrainSettings, found: "Rehearsal", *, count: int) -> _Memo
 def _add_online(memory: _Memory, settings: GRPOSettings, found: "Rehearsal", *, count: int) -> None:
     """What online training holds beside a step."""
     parts, algorithm = memory.parts, settings.algorithm
-    state = 0 if settings.policy.cpu_offload else found.weights + found.gradients + found.moments
     beside = 0
+    on_device = 0 if settings.policy.cpu_offload else 1
     if algorithm.beta and settings.policy.lora is None:
         parts["reference"] = found.frozen
-        beside += found.frozen
+        beside += on_device * found.frozen
     if algorithm.estimator == "gae":
-        parts["critic"] = state
-        beside += state
+        parts["critic"] = found.weights + found.gradients + found.moments
+        beside += on_device * parts["critic"]
     sampling = 0
     if settings.sampler.kind == "local" and not settings.data.is_stored:
         overlaps = settings.overlap.max_staleness > 0
@@ -128,7 +132,8 @@ def _add_online(memory: _Memory, settings: GRPOSettings, found: "Rehearsal", *, 
         memory.notes.append("KV cache: of completions; prompts, which siblings share, come to it")
         if overlaps:
             beside += sampling
-    memory.peak = max(memory.peak, state + sampling) + beside
+    state = found.weights + found.gradients + found.moments
+    memory.peak = max(memory.peak, on_device * state + sampling) + beside
 
 
 @dataclass(frozen=True, slots=True)

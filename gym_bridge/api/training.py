@@ -13,7 +13,7 @@ from gym_bridge.cluster.commands import ADDRESS_VARIABLE
 from gym_bridge.errors import PolicyError, missing_extra
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.progress import Progress
-from gym_bridge.schemas.launched import check_offload, num_shares
+from gym_bridge.schemas.launched import check_offload, launched, num_shares
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
     With cluster.kind=ray the processes that Ray places do so.
     Raises ConfigError for wrong settings or data, PolicyError when training fails, ServerError when a server is gone.
     """
-    if settings.cluster.kind == "ray" and ADDRESS_VARIABLE not in os.environ:
+    elsewhere = settings.cluster.kind == "ray" and ADDRESS_VARIABLE not in os.environ
+    check_offload(settings.policy, in_shards=elsewhere or launched() is not None)  # refused before anything is read
+    if elsewhere:
         return train_on_ray(settings)
-    num_shares(settings.policy)  # refused before anything is read
-    check_offload(settings.policy)
+    num_shares(settings.policy)
     try:
         import torch  # noqa: F401
     except ImportError:

@@ -21,6 +21,7 @@ class _Lease:
     renewed: float
     """When the last renewal was sent that is known to have arrived."""
     sent: float = 0.0
+    """When the last one was sent."""
     pending: Any = None
 
 
@@ -49,7 +50,10 @@ class Leases:
         """Renew it no longer: seconds until the keeper's process has certainly ended, if nothing else ends it."""
         with self._lock:
             lease = self._leases.pop(keeper, None)
-        return 0.0 if lease is None else max(0.0, lease.renewed + LEASE_S + ENDING_S - time.monotonic())
+        if lease is None:
+            return 0.0
+        last = max(lease.renewed, lease.sent)  # which may have arrived, and its answer not
+        return max(0.0, last + LEASE_S + ENDING_S - time.monotonic())
 
     def _renew_all(self) -> None:
         while not self._closed.wait(RENEWAL_S):

@@ -27,8 +27,10 @@ RESERVING_S = 120.0
 JOINING_S = 120.0
 """How long machines that were started with the cluster may take to join it."""
 LOOK_S = 1.0
-CALLS = 32
-"""Calls that a keeper takes side by side: one that waits for its process, and one more for each time that it was cut off."""
+CALLS = 8
+"""Calls that a keeper takes side by side."""
+SUPERSEDED = -1
+"""What a call gives that was cut off, and made again: nobody hears it."""
 STORE_BYTES = 100 * 2**20
 """Ray's object store on this machine: processes say nothing to each other through it."""
 
@@ -38,7 +40,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._number = -1
+        self._number, self._calls = -1, 0
         self._stopped = False
         self._heard = time.monotonic()
         self._lock = threading.Lock()
@@ -66,13 +68,15 @@ class Keeper:
                     return shell_code(-signal.SIGTERM)
                 self._number, self._process = number, self._started(command)
                 self._heard = time.monotonic()
-            process = self._process
+            self._calls += 1
+            call, process = self._calls, self._process
         assert process is not None
-        while True:
+        while call == self._calls:
             with suppress(subprocess.TimeoutExpired):
                 return shell_code(process.wait(LOOK_S))
             if time.monotonic() - self._heard > LEASE_S and not self._stopped:
                 _kill(process)
+        return SUPERSEDED
 
     def stop(self, grace_s: float) -> None:
         """End it: SIGTERM, and after so many seconds SIGKILL."""
@@ -169,6 +173,12 @@ class RayPlaces:
         if settings.image:
             options["runtime_env"] = {"image_uri": settings.image}
         return ray.remote(Keeper).options(**options).remote()
+
+    def lacks_room(self) -> bool:
+        """Whether what is required has lost places and Ray has no others for it yet."""
+        import ray
+
+        return ray.util.placement_group_table(self._group).get("state") != "CREATED"
 
     def run(self, keeper: Any, command: Command, number: int) -> Any:
         """Let a keeper run its process of this number: a reference to the exit code. Its lease is renewed from now on."""

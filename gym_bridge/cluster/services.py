@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 GONE = 255
 """Stands for the exit code of a process that went with its worker or machine."""
+UNSTARTED = 126
+"""Stands for that of a command that a machine cannot start."""
 SOON_S, MAX_IN_A_ROW = 60.0, 5
 """A process that ends so soon after its start, so often in a row, will not come up."""
 SERVICE_GRACE_S = 5.0
@@ -44,10 +46,13 @@ class KeptProcess:
     def note(self) -> None:
         """Read its end, which is there. A machine that is cut off has not ended what runs on it: it is asked again."""
         import ray
-        from ray.exceptions import ActorUnavailableError, RayError
+        from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
         try:
             self.code = ray.get(self.ended)
+        except RayTaskError as error:
+            log.warning("%s cannot be started on %s: %s", self.command.log.stem, self.place.address, error.cause)
+            self.code = UNSTARTED
         except ActorUnavailableError:
             if not self.cut_off:
                 log.warning("%s: %s is cut off; its process goes on if it is back soon", self.command.log.stem, self.place.address)
@@ -143,7 +148,7 @@ class Services:
     def give_way(self) -> None:
         """End those that are not required, until the next `replace` asks for places again."""
         for one in self._members:
-            if not one.required and one.place is not None:
+            if not one.required and one.keeper is not None:
                 log.warning("%s %d gives way to those who train", one.service.role, one.index)
                 self._leave(one)
 
@@ -186,14 +191,14 @@ class Services:
 
     def _replace(self, member: _Member, process: KeptProcess) -> None:
         role, index = member.service.role, member.index
-        if process.code == GONE:
-            log.warning("%s %d has lost its worker or machine, and waits for a place", role, index)
-            self._leave(member)
-            return
         soon = time.monotonic() - process.started < SOON_S
         member.ended_soon = member.ended_soon + 1 if soon else 1
         if member.ended_soon > MAX_IN_A_ROW:
             raise PolicyError(f"{role} {index} does not come up (exit code {process.code}); its log is {process.command.log}")
+        if process.code == GONE:
+            log.warning("%s %d has lost its worker or machine, and waits for a place", role, index)
+            self._leave(member)
+            return
         log.warning("%s %d has ended (exit code %d); it is started again", role, index, process.code)
         self._run(member)
 

@@ -32,6 +32,7 @@ def done_unless(number: signal.Signals, came: Callable[[], bool], call: Callable
 
     def leave(number: int, frame: FrameType | None) -> None:
         assert callable(before), "`noted` is around it"
+        signal.signal(number, before)  # a second one must not cut the way out
         before(number, frame)
         raise _Left
 

@@ -5,7 +5,9 @@ the others: around it, each process gives away its tokens' other heads and gets 
 of a whole row holds. T = packed tokens, h = query heads, g = key and value heads, d = head size, N = trained tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,10 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from gym_bridge.errors import ConfigError
+from gym_bridge.errors import ConfigError, PolicyError
+
+TURNED_BY_LENGTH = {"longrope", "dynamic"}
+"""Rotary embeddings whose frequencies transformers chooses by the longest position of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,15 @@ class TokenShare:
         return values.view(self.size, -1)[self.group.rank()]
 
 
-def check_heads(module: PreTrainedModel, *, context: int, tensor: int) -> None:
-    """Raises ConfigError where the heads of a model, cut over `tensor` processes, cannot be dealt out among `context` more."""
+def check_shareable(module: PreTrainedModel, directory: Path, *, context: int, tensor: int) -> None:
+    """Raises ConfigError where the heads of a model, cut over `tensor` processes, cannot be dealt out among `context` more, and
+    PolicyError for positions that are turned by what else a process computes."""
     config: Any = module.get_decoder().config
+    if found := _rope_types(getattr(config, "rope_parameters", None)) & TURNED_BY_LENGTH:
+        raise PolicyError(
+            f"{directory}: its rope_type {min(found)} depends on the longest position that a process sees, which differs where "
+            "processes share tokens; set policy.context_parallel_size=1"
+        )
     heads = config.num_attention_heads // tensor
     keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) // tensor
     if heads % context or (keys % context and context % keys):
@@ -76,6 +87,14 @@ def check_heads(module: PreTrainedModel, *, context: int, tensor: int) -> None:
             f"policy.context_parallel_size={context}: this model has {heads} heads and {keys} heads of keys{each}, which cannot be "
             "dealt out among so many; choose a divisor of the heads that divides those of keys, or is a multiple of them"
         )
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    """Those of a model's layers; `parameters` are of all layers, or by kind of layer."""
+    if not isinstance(parameters, Mapping):
+        return set()
+    own = {parameters["rope_type"]} if "rope_type" in parameters else set()
+    return own.union(*map(_rope_types, parameters.values()))
 
 
 class _Exchange(torch.autograd.Function):

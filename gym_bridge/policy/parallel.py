@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gym_bridge.errors import ConfigError, PolicyError
 from gym_bridge.policy.adapters import Adapters, is_adapter, plain_name
-from gym_bridge.policy.context_parallel import TokenShare, check_heads
+from gym_bridge.policy.context_parallel import TokenShare, check_shareable
 from gym_bridge.policy.distributed_files import file_numbers, reason, whole_tensors
 from gym_bridge.policy.dtensors import placed_as, whole
 from gym_bridge.policy.family import TOLERANCE, HFFamily, ModelFamily
@@ -113,7 +113,7 @@ class Sharded:
         for param in module.parameters():
             param.data = param.data.to(dtype)
         if self._context > 1:
-            check_heads(module, context=self._context, tensor=self._tensor)
+            check_shareable(module, directory, context=self._context, tensor=self._tensor)
         if self._tensor > 1:
             cut_layers(module, self._mesh["tp"], sequence_parallel=settings.sequence_parallel, directory=directory)
             module.tie_weights()

@@ -184,13 +184,9 @@ class TorchPolicy:
         self.version, self._loaded = int(state["version"]), directory / "model"
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Names and tensors of the plain model in the compute dtype, adapters merged."""
-        if self.adapters:
-            merged = self.adapters.merged(self.masters.masters)
-            return ((name, self.placement.whole(one.to(self.compute_dtype))) for name, one in merged)
-        return (
-            (name, self.placement.whole(param.detach().to(self.compute_dtype))) for name, param in self.module.named_parameters()
-        )
+        """Names and tensors of the plain model in the compute dtype and on the policy's device, adapters merged."""
+        plain = self.adapters.merged(self.masters.masters) if self.adapters else self.module.named_parameters()
+        return ((name, self.placement.whole(one.detach().to(self.compute_dtype)).to(self.device)) for name, one in plain)
 
     def _apply(self, metrics: dict[str, float]) -> StepResult:
         started = time.perf_counter()

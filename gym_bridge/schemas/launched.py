@@ -41,11 +41,11 @@ def num_shares(policy: "PolicySettings") -> int:
     return size // policy.together
 
 
-def check_offload(policy: "PolicySettings") -> None:
+def check_offload(policy: "PolicySettings", *, in_shards: bool) -> None:
     """Raises ConfigError where there is nothing to bring weights from to, and where they are in no shards."""
     if policy.cpu_offload and policy.device == "cpu":
         raise ConfigError("policy.cpu_offload=true has no effect with policy.device=cpu; set policy.device=cuda, or leave it out")
-    if policy.cpu_offload and launched() is None:
+    if policy.cpu_offload and not in_shards:
         raise ConfigError(
             "policy.cpu_offload=true: weights in shards alone can lie in main memory; start the training with torchrun "
             "--nproc-per-node 1 -m gym_bridge train ..., or more"

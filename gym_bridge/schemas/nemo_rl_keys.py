@@ -141,7 +141,7 @@ def explain_key(verb: Verb) -> Callable[[str], str | None]:
 
     def explain(dotted: str) -> str | None:
         key = find_key(dotted, verb)
-        if key is None or key.theirs == "env.*":  # of a section of ours: rather a typo
+        if key is None or key.theirs in ("env.*", "cluster.*"):  # of a section of ours: rather a typo
             return None
         if key.ours:
             if key.ours == dotted:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -69,7 +70,7 @@ def train(
         try:
             while (stopped := limits.reached()) is None:
                 if checks.due():
-                    metrics |= done_unless(signal.SIGTERM, signalled, checks.run) or {}
+                    metrics |= checks.run(signalled)
                     continue
                 if settings.save_every and policy.version % settings.save_every == 0:
                     saver.save()
@@ -91,7 +92,7 @@ def train(
                 metrics |= found
                 display.stepped(found)
             if stopped in ("data", "max_steps") and checks.due(at_the_end=True):
-                metrics |= checks.run()
+                metrics |= checks.run(signalled)
         finally:
             saver.save()
         return TrainResult(steps=policy.version, checkpoint=run.last_checkpoint(), metrics=metrics, stopped=stopped)
@@ -168,14 +169,17 @@ class _Checks:
         watch, version = self._saver.watch, self._saver.policy.version
         return watch is not None and (watch.validated != version if at_the_end else watch.due(version))
 
-    def run(self) -> dict[str, float]:
-        """What the validation of the policy's version found."""
+    def run(self, signalled: Callable[[], bool]) -> dict[str, float]:
+        """What the validation of the policy's version found; nothing where SIGTERM came meanwhile."""
         saver, watch, version = self._saver, self._saver.watch, self._saver.policy.version
         assert self._validation is not None, "only then it is due"
         assert watch is not None, "it comes with the validation"
         started = time.perf_counter()
         with non_finite_batch_saved(saver.run.path, step=version):
-            found = {**self._validation.run(saver.policy), "validation_s": time.perf_counter() - started}
+            metrics = done_unless(signal.SIGTERM, signalled, partial(self._validation.run, saver.policy))
+        if metrics is None:
+            return {}
+        found = {**metrics, "validation_s": time.perf_counter() - started}
         with interrupts_deferred():
             is_best = watch.note(found, version=version)
             self._writer.write(version, found)

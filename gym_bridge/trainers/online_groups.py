@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gym_bridge.io.rollout_log import RolloutLog
+from gym_bridge.io.signals import interrupts_deferred
 from gym_bridge.rollouts.task_feed import TaskFeed
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Group, Rollout, RolloutKey
 from gym_bridge.schemas.seams import Collector
@@ -184,7 +185,7 @@ class OnlineGroups:
             self._feed = TaskFeed()
             self._play_result = self._thread.start(self._play(self._feed))
         rows = []
-        with self._changed:
+        with interrupts_deferred(), self._changed:  # a task that is drawn is in the list of those under way
             to_come = sum(not one.taken for one in self._under_way.values())
             for _ in range(self._window.room(to_come + self._window.batch_size - wanted)):
                 draw = self.tasks.next()

@@ -45,11 +45,10 @@ def test_processes_that_share_layers_and_tokens_count_once_for_both(environment)
         num_shares(PolicySettings(tensor_parallel_size=2, context_parallel_size=3))
 
 
-def test_weights_lie_in_main_memory_only_where_a_gpu_computes_in_shards(environment):
-    environment(TORCHRUN)
-    check_offload(PolicySettings(cpu_offload=True, device="cuda"))
+def test_weights_lie_in_main_memory_only_where_a_gpu_computes_in_shards():
+    check_offload(PolicySettings(cpu_offload=True, device="cuda"), in_shards=True)
+    check_offload(PolicySettings(), in_shards=False)
     with pytest.raises(ConfigError, match=r"policy.cpu_offload=true has no effect with policy.device=cpu"):
-        check_offload(PolicySettings(cpu_offload=True))
-    environment({})
+        check_offload(PolicySettings(cpu_offload=True), in_shards=True)
     with pytest.raises(ConfigError, match=r"policy.cpu_offload=true: weights in shards alone .* torchrun --nproc-per-node 1"):
-        check_offload(PolicySettings(cpu_offload=True, device="cuda"))
+        check_offload(PolicySettings(cpu_offload=True, device="cuda"), in_shards=False)

@@ -133,10 +133,10 @@ class LocalSampler:
     @contextmanager
     def _between_batches(self) -> Iterator[None]:
         """Inside, no batch is under way and none begins."""
-        with self._changed:
-            self._pushing = True
-            self._changed.wait_for(lambda: not self._sampling)
         try:
+            with self._changed:
+                self._pushing = True
+                self._changed.wait_for(lambda: not self._sampling)
             yield
         finally:
             with self._changed:

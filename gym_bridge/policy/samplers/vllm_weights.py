@@ -138,7 +138,9 @@ class VLLMWeights:
             if self.runs(replica):
                 return
             self._listed()
-            one = self._replicas[replica]
+            one = self._replicas.get(replica)
+            if one is None:
+                raise ReplicaError("it is no longer one of the servers", url=f"server {replica}")
             if not self._label:
                 raise ReplicaError("no weights were pushed to it yet", url=one.control.url)
             with _late_ones_are_left_out(one):
