@@ -205,7 +205,9 @@ class Services:
     def _leave(self, member: _Member) -> None:
         """Give up its place."""
         self._places.give_back(member.keeper)
-        member.before, member.place, member.keeper, member.found = member.place or member.before, None, None, None
+        placed, member.place, member.keeper, member.found = member.place, None, None, None
         if member.process is not None and member.process.code is None:
             member.process.code = GONE
-        member.service.tell(self.places(member.service.role))
+        if placed is not None:
+            member.before = placed
+            member.service.tell(self.places(member.service.role))

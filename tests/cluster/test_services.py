@@ -11,6 +11,7 @@ import pytest
 from gym_bridge.cluster.commands import Command, Place, Service
 from gym_bridge.cluster.ray_places import RayPlaces
 from gym_bridge.cluster.services import GONE, Services, look
+from gym_bridge.errors import PolicyError
 from gym_bridge.schemas.cluster_settings import ClusterSettings, PolicyRole, SamplerRole
 from tests.cluster.ray_stage import PATIENCE_S
 
@@ -78,7 +79,7 @@ class Told:
 def test_servers_join_when_there_is_room_leave_with_their_machine_and_give_way(cluster: Machines, tmp_path: Path):
     told = Told(tmp_path, count=3)
     with ExitStack() as stack:
-        _, services = told.open(cluster.address, stack, min_count=1)
+        places, services = told.open(cluster.address, stack, min_count=1)
         assert [len(one) for one in told.places] == [1]
         services.replace()
         assert [len(one) for one in told.places] == [1]  # there is no room
@@ -90,7 +91,19 @@ def test_servers_join_when_there_is_room_leave_with_their_machine_and_give_way(c
         assert [one.code for one in services.processes] == [None, GONE]
         cluster.add()
         told.wait_for(services, lambda: len(told.places[-1]) == 2)
-        services.give_way()
+        assert not places.lacks_room()
+        services.give_way()  # the second one, and the third, which has no place yet
         assert [len(one) for one in told.places] == [1, 2, 1, 2, 1]
         told.wait_for(services, lambda: len(told.places[-1]) == 2)
         assert [one.code for one in services.processes].count(None) == 2
+
+
+def test_a_command_that_no_machine_can_start_is_given_up_with_its_cause(cluster: Machines, tmp_path: Path, caplog):
+    (tmp_path / "0").mkdir()  # where its log is to be
+    told = Told(tmp_path, count=1)
+    with ExitStack() as stack:
+        _, services = told.open(cluster.address, stack, min_count=1)
+        with pytest.raises(PolicyError, match=r"sampler 0 does not come up \(exit code 126\)"):
+            told.wait_for(services, lambda: False)
+    assert "0 cannot be started on " in caplog.text
+    assert "Is a directory" in caplog.text
