@@ -1,4 +1,4 @@
-"""Means over tasks with honest intervals, paired differences and pass@k. Plain floats in, plain floats out.
+"""Means over tasks with honest intervals, paired differences, pass@k and its kin. Plain floats in, plain floats out.
 
 The task is the unit: attempts at one task are alike, so they say less than as many tasks would. A task enters with the
 mean of its attempts, and tasks vary independently (after Miller 2024, arXiv 2411.00640).
@@ -69,12 +69,39 @@ def pass_at_k(num_attempts: int, num_solved: int, k: int) -> float:
 
     In whole numbers up to the last division, so correctly rounded. Raises ConfigError unless 0 <= c <= n and 1 <= k <= n.
     """
-    if not (0 <= num_solved <= num_attempts and 1 <= k <= num_attempts):
-        raise ConfigError(
-            f"pass@{k} with {num_solved} of {num_attempts} attempts solved; needs 0 <= solved <= attempts and 1 <= k <= attempts"
-        )
+    _check_k("pass@", num_attempts, k, num_solved=num_solved)
     subsets = math.comb(num_attempts, k)
     return (subsets - math.comb(num_attempts - num_solved, k)) / subsets
+
+
+def pass_hat_k(num_attempts: int, num_solved: int, k: int) -> float:
+    """Unbiased probability that all of `k` attempts solve the task, `num_solved` of `num_attempts` having done so.
+
+        pass^k = C(c, k) / C(n, k)      (Yao et al. 2024, arXiv 2406.12045, section 4)
+
+    Rounded and refused as `pass_at_k`.
+    """
+    _check_k("pass^", num_attempts, k, num_solved=num_solved)
+    return math.comb(num_solved, k) / math.comb(num_attempts, k)
+
+
+def best_at_k(rewards: Sequence[float], k: int) -> float:
+    """Unbiased expectation of the highest reward among `k` attempts of one task.
+
+        best@k = sum over i of r_i C(i - 1, k - 1) / C(n, k),   r_1 <= ... <= r_n: attempt i is the best of its subset
+
+    With rewards of 0 and 1 it is pass@k. Raises ConfigError unless 1 <= k <= n.
+    """
+    _check_k("best@", len(rewards), k)
+    subsets = math.comb(len(rewards), k)
+    return math.fsum(reward * (math.comb(below, k - 1) / subsets) for below, reward in enumerate(sorted(rewards)))
+
+
+def mean_over_tasks(values: Sequence[float]) -> Estimate:
+    """The mean of one value a task, with the interval of `mean_reward`. Raises ConfigError when there is none."""
+    if not values:
+        raise ConfigError("no task has a value; an estimate needs at least one")
+    return _estimate(values)
 
 
 def task_mean(rewards: Sequence[float]) -> float:
@@ -107,6 +134,13 @@ def student_t_quantile(probability: float, dof: float) -> float:
         else:
             high = middle
     return low
+
+
+def _check_k(name: str, num_attempts: int, k: int, *, num_solved: int = 0) -> None:
+    if not (0 <= num_solved <= num_attempts and 1 <= k <= num_attempts):
+        raise ConfigError(
+            f"{name}{k} with {num_solved} of {num_attempts} attempts solved; needs 0 <= solved <= attempts and 1 <= k <= attempts"
+        )
 
 
 def _task_means(rewards_by_task: RewardsByTask[Task]) -> dict[Task, float]:

@@ -13,8 +13,17 @@ import orjson
 from pydantic import ConfigDict
 
 from gym_bridge.config import StrictModel
-from gym_bridge.errors import DataError
-from gym_bridge.evaluation.estimates import Estimate, mean_reward, paired_difference, pass_at_k, task_mean
+from gym_bridge.errors import ConfigError, DataError
+from gym_bridge.evaluation.estimates import (
+    Estimate,
+    best_at_k,
+    mean_over_tasks,
+    mean_reward,
+    paired_difference,
+    pass_at_k,
+    pass_hat_k,
+    task_mean,
+)
 from gym_bridge.schemas.rollouts import FAILURE_CLASS, TASK_INDEX, Row
 
 SOLVED_REWARD = 1.0
@@ -37,8 +46,12 @@ class EvalSummary(StrictModel):
     """Rollouts without a reward; in no mean."""
     num_truncated: int
     """Rollouts with a reward that a limit ended; they count with the reward they got."""
-    pass_at_k: dict[int, float]
-    """Mean over tasks of pass@k, for k = 1, 2, 4, ... up to the fewest attempts of any task; solved is a reward of 1.0 or more."""
+    pass_at_k: dict[int, Estimate]
+    """By k the probability that one of k attempts solves a task: a reward of 1.0 or more. A mean over tasks, as those below."""
+    pass_hat_k: dict[int, Estimate]
+    """By k the probability that all of k attempts solve a task."""
+    best_at_k: dict[int, Estimate]
+    """By k the expected highest reward of k attempts."""
     num_not_played: int = 0
     """Rollouts that were asked for and not played, because a budget ended; in no mean."""
 
@@ -92,19 +105,25 @@ class Comparison(StrictModel):
         ]
 
 
-def summarize(rows: Iterable[Row], *, num_failed: int) -> EvalSummary:
+def summarize(rows: Iterable[Row], *, num_failed: int, ks: Sequence[int] | None = None) -> EvalSummary:
     """The summary of a file's rollouts; `num_failed` more failed and have no row here.
 
-    Raises DataError when no row has a reward, a row has no task index or a reward that is not a finite number, or one
-    task index stands for two prompts.
+    `ks`: of pass@k, pass^k and best@k; left out: 1, 2, 4, ... up to the fewest attempts of any task. Raises ConfigError where a
+    task has fewer attempts, DataError when no row has a reward, a row has no task index or a reward that is not a finite number,
+    or one task index stands for two prompts.
     """
-    return _summary(_tally(rows), num_failed)
+    return _summary(_tally(rows), num_failed, ks)
 
 
 def compare(
-    before_rows: Iterable[Row], after_rows: Iterable[Row], *, num_failed_before: int = 0, num_failed_after: int = 0
+    before_rows: Iterable[Row],
+    after_rows: Iterable[Row],
+    *,
+    num_failed_before: int = 0,
+    num_failed_after: int = 0,
+    ks: Sequence[int] | None = None,
 ) -> Comparison:
-    """After against before, over the tasks that have a reward in both; `num_failed_*` as in `summarize`.
+    """After against before, over the tasks that have a reward in both; `num_failed_*` and `ks` as in `summarize`.
 
     Tasks match by index. Raises DataError when an index has another `responses_create_params.input` in the other file,
     when no task has a reward in both, and as `summarize` does.
@@ -114,7 +133,7 @@ def compare(
     for task in shared:
         if before.prompts[task] != after.prompts[task]:
             raise DataError(f"task {task} has another prompt before than after; compare two runs of one tasks file")
-    summaries = _summary(before, num_failed_before), _summary(after, num_failed_after)
+    summaries = _summary(before, num_failed_before, ks), _summary(after, num_failed_after, ks)
     if not shared:
         raise DataError("no task has a reward both before and after; compare two runs of one tasks file")
     rewards_before = {task: before.rewards[task] for task in shared}
@@ -177,10 +196,12 @@ def _prompt_digest(row: Row) -> bytes:
     return hashlib.sha256(orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)).digest()
 
 
-def _summary(tally: _Tally, num_failed: int) -> EvalSummary:
+def _summary(tally: _Tally, num_failed: int, ks: Sequence[int] | None) -> EvalSummary:
     num_failed += tally.num_failed
     if not tally.rewards:
         raise DataError(f"no rollout has a reward and {num_failed} failed; the failures file says why")
+    attempts = [(len(rewards), sum(reward >= SOLVED_REWARD for reward in rewards)) for rewards in tally.rewards.values()]
+    chosen = _chosen_ks(tally.rewards, ks)
     return EvalSummary(
         reward=mean_reward(tally.rewards),
         num_tasks=len(tally.rewards),
@@ -188,15 +209,19 @@ def _summary(tally: _Tally, num_failed: int) -> EvalSummary:
         num_rollouts=sum(map(len, tally.rewards.values())),
         num_failed=num_failed,
         num_truncated=tally.num_truncated,
-        pass_at_k=_mean_pass_at_k(tally.rewards),
+        pass_at_k={k: mean_over_tasks([pass_at_k(*one, k) for one in attempts]) for k in chosen},
+        pass_hat_k={k: mean_over_tasks([pass_hat_k(*one, k) for one in attempts]) for k in chosen},
+        best_at_k={k: mean_over_tasks([best_at_k(rewards, k) for rewards in tally.rewards.values()]) for k in chosen},
     )
 
 
-def _mean_pass_at_k(rewards_by_task: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    counts = [(len(rewards), sum(reward >= SOLVED_REWARD for reward in rewards)) for rewards in rewards_by_task.values()]
-    fewest = min(num_attempts for num_attempts, _ in counts)
-    ks = [2**power for power in range(fewest.bit_length())]
-    return {k: math.fsum(pass_at_k(attempts, solved, k) for attempts, solved in counts) / len(counts) for k in ks}
+def _chosen_ks(rewards_by_task: Mapping[int, Sequence[float]], ks: Sequence[int] | None) -> list[int]:
+    fewest, task = min((len(rewards), task) for task, rewards in rewards_by_task.items())
+    if ks is None:
+        return [2**power for power in range(fewest.bit_length())]
+    if too_many := [k for k in ks if k > fewest]:
+        raise ConfigError(f"k={too_many[0]}: task {task} has {fewest} attempts with a reward; play more of each, or lower k")
+    return sorted(set(ks))
 
 
 def _described(summary: EvalSummary) -> dict[str, str]:
@@ -209,7 +234,12 @@ def _described(summary: EvalSummary) -> dict[str, str]:
     }
     if summary.num_not_played:
         lines["not played"] = f"{summary.num_not_played}, in no mean: a budget ended"
-    return lines | {f"pass@{k}": f"{value:.3f}" for k, value in summary.pass_at_k.items()}
+    solving = {f"pass@{k}": one for k, one in summary.pass_at_k.items()}
+    solving |= {f"pass^{k}": one for k, one in summary.pass_hat_k.items() if k > 1}
+    best = {f"best@{k}": one for k, one in summary.best_at_k.items() if k > 1}
+    if all(one == summary.pass_at_k[k] for k, one in summary.best_at_k.items()):
+        best = {}  # rewards are 0 and 1: that is pass@k
+    return lines | {name: _number_and_interval(one, ".3f") for name, one in (solving | best).items()}
 
 
 def _number_and_interval(estimate: Estimate, style: str) -> str:

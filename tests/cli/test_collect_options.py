@@ -158,6 +158,21 @@ def test_a_verifier_that_never_answers_right_stops_reverify_with_exit_1(gym_brid
     assert "no rollout got a reward: 6 requested = 0 completed" in ended.err
 
 
+def test_an_evaluation_tells_of_the_k_that_were_asked_for_and_refuses_more_than_it_plays(gym_bridge, adder, tasks, tmp_path: Path):
+    output = tmp_path / "e.jsonl"
+    argv = ["eval", "--input", tasks, "--output", output, *adder, "--num-repeats", 3]
+    refused = gym_bridge(*argv, "-k", "1,4")
+    assert (refused.code, refused.out, output.exists()) == (2, "", False)
+    assert refused.err == "gym-bridge: k=4: each task has 3 attempts; raise --num-repeats, or lower k\n"
+    played = gym_bridge(*argv, "-k", "3,2", "--json")
+    assert played.code == 0, played.err
+    found = json.loads(played.out)
+    assert [*found["pass_at_k"]] == [*found["pass_hat_k"]] == [*found["best_at_k"]] == ["2", "3"]
+    compared = gym_bridge("eval", "compare", output, output, "-k", "3")
+    assert "pass^3" in compared.out
+    assert "pass@1" not in compared.out
+
+
 def test_an_evaluation_that_a_budget_ended_says_so(gym_bridge, adder, tasks: Path, tmp_path: Path):
     argv = ["eval", "--input", tasks, "--output", tmp_path / "e.jsonl", *adder, "--concurrency", 1]
     ended = gym_bridge(*argv, "--token-budget", 28)

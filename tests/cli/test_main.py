@@ -45,6 +45,7 @@ def test_help_and_version_exit_with_0(gym_bridge):
         (["tasks", "arithmetic"], "Missing option '--output'"),
         (["serve"], "Missing argument 'NAME'"),
         (["eval", "compare", "a.jsonl"], "Missing argument 'AFTER'"),
+        (["eval", "report", "a.jsonl", "-k", "1,0"], "expected whole numbers from 1 on, such as 1,4,16, got '1,0'"),
     ],
 )
 def test_a_line_that_cannot_be_parsed_is_one_line_and_exit_2(gym_bridge, argv: list[str], message: str):

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from gym_bridge.errors import ConfigError
 from gym_bridge.evaluation.estimates import (
     Estimate,
+    best_at_k,
+    mean_over_tasks,
     mean_reward,
     paired_difference,
     pass_at_k,
+    pass_hat_k,
     student_t_p_value,
     student_t_quantile,
 )
@@ -134,6 +137,35 @@ def test_pass_at_k_counts_the_subsets_with_a_solved_attempt():
             assert pass_at_k(num_attempts, num_solved, k) == pytest.approx(expected, abs=1e-12)
 
 
+def test_pass_hat_k_counts_the_subsets_of_solved_attempts_alone():
+    for num_attempts in range(1, 9):
+        for num_solved, k in itertools.product(range(num_attempts + 1), range(1, num_attempts + 1)):
+            subsets = list(itertools.combinations(range(num_attempts), k))
+            expected = sum(max(subset) < num_solved for subset in subsets) / len(subsets)
+            assert pass_hat_k(num_attempts, num_solved, k) == pytest.approx(expected, abs=1e-12)
+    assert pass_hat_k(10_000, 9_999, 5_000) == 0.5
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.data())
+def test_best_at_k_is_the_mean_over_all_subsets_of_the_highest_reward(rewards, data):
+    k = data.draw(st.integers(1, len(rewards)))
+    subsets = list(itertools.combinations(rewards, k))
+    expected = math.fsum(map(max, subsets)) / len(subsets)
+    assert best_at_k(rewards, k) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=12), st.data())
+def test_with_rewards_of_0_and_1_the_best_is_whether_any_is_solved(rewards, data):
+    k = data.draw(st.integers(1, len(rewards)))
+    assert best_at_k(rewards, k) == pytest.approx(pass_at_k(len(rewards), int(sum(rewards)), k), abs=1e-12)
+
+
+def test_a_value_a_task_gives_the_interval_of_as_many_tasks():
+    assert mean_over_tasks([0.5, 1.0]) == mean_reward({"a": [0.0, 1.0], "b": [1.0] * 100})
+    with pytest.raises(ConfigError, match="no task has a value"):
+        mean_over_tasks([])
+
+
 def test_pass_at_one_is_the_share_solved_and_large_counts_do_not_overflow():
     assert pass_at_k(10, 3, 1) == 0.3
     assert pass_at_k(10_000, 1, 5_000) == 0.5
@@ -143,3 +175,11 @@ def test_pass_at_one_is_the_share_solved_and_large_counts_do_not_overflow():
 def test_impossible_counts_are_refused(num_attempts, num_solved, k):
     with pytest.raises(ConfigError, match=f"pass@{k} with {num_solved} of {num_attempts}"):
         pass_at_k(num_attempts, num_solved, k)
+    with pytest.raises(ConfigError, match=rf"pass\^{k} with {num_solved} of {num_attempts}"):
+        pass_hat_k(num_attempts, num_solved, k)
+
+
+@pytest.mark.parametrize(("rewards", "k"), [([1.0], 2), ([1.0, 0.0], 0), ([], 1)])
+def test_a_best_of_more_attempts_than_there_are_is_refused(rewards, k):
+    with pytest.raises(ConfigError, match=f"best@{k} with"):
+        best_at_k(rewards, k)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from gym_bridge.errors import DataError
+from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.evaluation.summary import Comparison, EvalSummary, compare, summarize
 
 
@@ -16,12 +16,19 @@ def rollouts(*rewards_by_task):
     return [rollout(task, reward) for task, rewards in enumerate(rewards_by_task) for reward in rewards]
 
 
+def means(by_k):
+    return {k: one.mean for k, one in by_k.items()}
+
+
 def test_a_summary_counts_and_averages_by_hand():
     # Task means 1/2 and 1/4; of 2 and 4 attempts 1 is solved each: pass@1 = (1/2 + 1/4) / 2, pass@2 = (1 + 1/2) / 2.
     summary = summarize(rollouts([1.0, 0.0], [1.0, 0.0, 0.0, 0.0]), num_failed=0)
     assert summary.reward.mean == 0.375
     assert summary.reward.high - 0.375 == pytest.approx(12.7062047362 * 0.125, abs=1e-9)
-    assert summary.pass_at_k == {1: 0.375, 2: 0.75}
+    assert means(summary.pass_at_k) == {1: 0.375, 2: 0.75}
+    assert means(summary.pass_hat_k) == {1: 0.375, 2: 0.0}
+    assert means(summary.best_at_k) == {1: 0.375, 2: 0.75}
+    assert summary.pass_at_k[1] == summary.reward
     assert (summary.num_tasks, summary.num_rollouts, summary.num_failed, summary.num_truncated) == (2, 6, 0, 0)
 
 
@@ -31,7 +38,22 @@ def test_pass_at_k_doubles_k_up_to_the_fewest_attempts():
 
 
 def test_solved_means_a_reward_of_one_or_more():
-    assert summarize(rollouts([0.99], [1.0], [2.5], [-1.0]), num_failed=0).pass_at_k == {1: 0.5}
+    summary = summarize(rollouts([0.99], [1.0], [2.5], [-1.0]), num_failed=0)
+    assert means(summary.pass_at_k) == means(summary.pass_hat_k) == {1: 0.5}
+
+
+def test_k_is_chosen_and_no_k_is_above_the_attempts_of_any_task():
+    rows = rollouts([1.0] * 9, [0.0] * 7)
+    summary = summarize(rows, num_failed=0, ks=[7, 3, 3])
+    assert [*summary.pass_at_k] == [*summary.pass_hat_k] == [*summary.best_at_k] == [3, 7]
+    with pytest.raises(ConfigError, match=r"k=8: task 1 has 7 attempts with a reward; play more of each, or lower k"):
+        summarize(rows, num_failed=0, ks=[1, 8])
+
+
+def test_identical_attempts_at_ten_tasks_give_the_interval_of_ten():
+    few, many = (summarize(rollouts(*([float(task % 3 > 0)] * n for task in range(10))), num_failed=0, ks=[1]) for n in (1, 100))
+    assert few.pass_at_k[1] == many.pass_at_k[1] == many.reward
+    assert few.pass_at_k[1].num_tasks == 10
 
 
 def test_failed_rollouts_are_counted_and_left_out_of_every_mean():
@@ -46,7 +68,7 @@ def test_failed_rollouts_are_counted_and_left_out_of_every_mean():
     assert summary.reward.mean == 1.0
     assert (summary.num_rollouts, summary.num_failed) == (2, 7)
     assert (summary.num_tasks, summary.num_tasks_without_reward) == (1, 2)
-    assert summary.pass_at_k == {1: 1.0, 2: 1.0}
+    assert means(summary.pass_at_k) == {1: 1.0, 2: 1.0}
 
 
 def test_truncated_rollouts_count_with_the_reward_they_got():
@@ -134,14 +156,20 @@ def test_a_summary_reads_plainly():
         "tasks        3 with a reward, 1 without\n"
         "rollouts     6 with a reward, of which 0 truncated\n"
         "failed       2, in no mean\n"
-        "pass@1       0.500\n"
-        "pass@2       0.667"
+        "pass@1       0.500 (95 % -0.742 to 1.742)\n"
+        "pass@2       0.667 (95 % -0.768 to 2.101)\n"
+        "pass^2       0.333 (95 % -1.101 to 1.768)"
     )
     assert summary.to_markdown().splitlines()[:3] == [
         "|  | value |",
         "| --- | --- |",
         "| mean reward | 0.500 (95 % -0.742 to 1.742) |",
     ]
+
+
+def test_the_best_of_several_is_told_where_rewards_have_degrees():
+    told = summarize(rollouts([0.5, 0.25], [1.0, 0.0]), num_failed=0).to_text()
+    assert told.splitlines()[-1].startswith("best@2       0.750 (95 % ")
 
 
 def test_a_comparison_reads_plainly():
@@ -152,8 +180,9 @@ def test_a_comparison_reads_plainly():
         "tasks        1 with a reward, 0 without             1 with a reward, 0 without\n"
         "rollouts     2 with a reward, of which 0 truncated  1 with a reward, of which 0 truncated\n"
         "failed       0, in no mean                          0, in no mean\n"
-        "pass@1       0.000                                  1.000\n"
-        "pass@2       0.000                                  -\n"
+        "pass@1       0.000 (one task, no interval)          1.000 (one task, no interval)\n"
+        "pass@2       0.000 (one task, no interval)          -\n"
+        "pass^2       0.000 (one task, no interval)          -\n"
         "\n"
         "difference: +1.000 (one task, no interval)\n"
         "tasks: 1 won, 0 lost, 0 tied"
