@@ -37,7 +37,7 @@ def evaluate(settings: EvalSettings, *, ks: Sequence[int] | None = None, quiet: 
 def summarize_file(rollouts: Path, *, ks: Sequence[int] | None = None) -> "EvalSummary":
     """The summary of a rollouts file; its failures file, when there is one, tells how many have no reward.
 
-    `ks`: of pass@k, pass^k and best@k; left out: 1, 2, 4, ... up to the fewest attempts. Raises ConfigError for a k above these.
+    `ks`: of pass@k and its kin; left out: 1, 2, 4, ... up to the fewest attempts. Raises ConfigError for a k above these.
     """
     from gym_bridge.evaluation.summary import summarize
 

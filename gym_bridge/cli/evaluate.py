@@ -30,7 +30,11 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 
 
 k_option = click.option(
-    "-k", "ks", callback=_numbers, metavar="K,...", help="Of pass@k, pass^k, best@k. [default: 1, 2, 4, ... up to the attempts]"
+    "-k",
+    "ks",
+    callback=_numbers,
+    metavar="K,...",
+    help="Of pass@k, pass^k, cons@k, best@k. [default: 1, 2, 4, ... up to the attempts]",
 )
 
 

@@ -6,8 +6,10 @@ mean of its attempts, and tasks vary independently (after Miller 2024, arXiv 241
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 from gym_bridge.errors import ConfigError
@@ -97,6 +99,25 @@ def best_at_k(rewards: Sequence[float], k: int) -> float:
     return math.fsum(reward * (math.comb(below, k - 1) / subsets) for below, reward in enumerate(sorted(rewards)))
 
 
+def cons_at_k(answers: Sequence[Hashable | None], rewards: Sequence[float], k: int) -> float:
+    """Unbiased expectation of the reward of the answer that most of `k` attempts of one task give (majority vote, Wang et al. 2022,
+    arXiv 2203.11171).
+
+    Attempts without an answer (None) do not vote; answers with as many votes share the win; without any vote the reward is 0. An
+    answer's reward is the mean of its attempts'. All subsets of `k` count, and none is enumerated: each answer's chance to win with
+    j votes is a coefficient of the product of the others' generating functions. Raises ConfigError unless 1 <= k <= n.
+    """
+    _check_k("cons@", len(rewards), k)
+    earned: dict[Hashable, list[float]] = {}
+    for answer, reward in zip(answers, rewards, strict=True):
+        if answer is not None:
+            earned.setdefault(answer, []).append(reward)
+    silent = len(rewards) - sum(map(len, earned.values()))
+    sizes = Counter(map(len, earned.values()))
+    chances = {size: float(_won_subsets(size, sizes - Counter([size]), silent, k) / math.comb(len(rewards), k)) for size in sizes}
+    return math.fsum(chances[len(one)] * task_mean(one) for one in earned.values())
+
+
 def mean_over_tasks(values: Sequence[float]) -> Estimate:
     """The mean of one value a task, with the interval of `mean_reward`. Raises ConfigError when there is none."""
     if not values:
@@ -141,6 +162,28 @@ def _check_k(name: str, num_attempts: int, k: int, *, num_solved: int = 0) -> No
         raise ConfigError(
             f"{name}{k} with {num_solved} of {num_attempts} attempts solved; needs 0 <= solved <= attempts and 1 <= k <= attempts"
         )
+
+
+def _won_subsets(size: int, others: Mapping[int, int], silent: int, k: int) -> Fraction:
+    """In how many subsets of `k` attempts an answer of `size` attempts wins, ties shared, against so many others of each size."""
+    won = Fraction(0)
+    for votes in range(1, min(size, k) + 1):
+        room = k - votes
+        ways = {(drawn, 0): math.comb(silent, drawn) for drawn in range(min(silent, room) + 1)}  # by attempts and ties so far
+        for other, number in others.items():
+            outvoted = [(drawn, 0, math.comb(other, drawn)) for drawn in range(min(votes, other + 1))]
+            tied = [(votes, 1, math.comb(other, votes))] if other >= votes else []
+            for _ in range(number):
+                grown: dict[tuple[int, int], int] = {}
+                for (before, ties), count in ways.items():
+                    for drawn, tie, choices in (*outvoted, *tied):
+                        if before + drawn <= room:
+                            place = before + drawn, ties + tie
+                            grown[place] = grown.get(place, 0) + count * choices
+                ways = grown
+        shared = sum((Fraction(count, ties + 1) for (drawn, ties), count in ways.items() if drawn == room), Fraction(0))
+        won += math.comb(size, votes) * shared
+    return won
 
 
 def _task_means(rewards_by_task: RewardsByTask[Task]) -> dict[Task, float]:

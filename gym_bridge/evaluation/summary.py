@@ -17,6 +17,7 @@ from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.evaluation.estimates import (
     Estimate,
     best_at_k,
+    cons_at_k,
     mean_over_tasks,
     mean_reward,
     paired_difference,
@@ -27,6 +28,8 @@ from gym_bridge.evaluation.estimates import (
 from gym_bridge.schemas.rollouts import FAILURE_CLASS, TASK_INDEX, Row
 
 SOLVED_REWARD = 1.0
+ANSWER = "extracted_answer"
+"""Where NeMo Gym's verifiers say what they read as the answer; null: none."""
 
 
 class EvalSummary(StrictModel):
@@ -52,6 +55,8 @@ class EvalSummary(StrictModel):
     """By k the probability that all of k attempts solve a task."""
     best_at_k: dict[int, Estimate]
     """By k the expected highest reward of k attempts."""
+    cons_at_k: dict[int, Estimate]
+    """By k the expected reward of the answer that most of k attempts give, where all rows tell theirs (`extracted_answer`)."""
     num_not_played: int = 0
     """Rollouts that were asked for and not played, because a budget ended; in no mean."""
 
@@ -108,7 +113,7 @@ class Comparison(StrictModel):
 def summarize(rows: Iterable[Row], *, num_failed: int, ks: Sequence[int] | None = None) -> EvalSummary:
     """The summary of a file's rollouts; `num_failed` more failed and have no row here.
 
-    `ks`: of pass@k, pass^k and best@k; left out: 1, 2, 4, ... up to the fewest attempts of any task. Raises ConfigError where a
+    `ks`: of pass@k and its kin; left out: 1, 2, 4, ... up to the fewest attempts of any task. Raises ConfigError where a
     task has fewer attempts, DataError when no row has a reward, a row has no task index or a reward that is not a finite number,
     or one task index stands for two prompts.
     """
@@ -157,6 +162,8 @@ class _Tally:
     rewards: dict[int, list[float]] = field(default_factory=dict)
     prompts: dict[int, bytes] = field(default_factory=dict)
     tasks: set[int] = field(default_factory=set)
+    answers: dict[int, list[bytes | None]] | None = field(default_factory=dict)
+    """As JSON, in the order of the rewards; None where a row does not tell its answer."""
     num_failed: int = 0
     num_truncated: int = 0
 
@@ -175,6 +182,12 @@ def _tally(rows: Iterable[Row]) -> _Tally:
         if tally.prompts.setdefault(task, prompt) != prompt:
             raise DataError(f"row {number}: task {task} has another prompt than in the rows before; one index is one task")
         tally.rewards.setdefault(task, []).append(_reward(row, number))
+        if ANSWER not in row:
+            tally.answers = None
+        elif tally.answers is not None:
+            answer = row[ANSWER]
+            told = None if answer is None else orjson.dumps(answer, option=orjson.OPT_SORT_KEYS)
+            tally.answers.setdefault(task, []).append(told)
         tally.num_truncated += bool((row.get("gym_bridge") or {}).get("truncated"))
     return tally
 
@@ -211,8 +224,13 @@ def _summary(tally: _Tally, num_failed: int, ks: Sequence[int] | None) -> EvalSu
         num_truncated=tally.num_truncated,
         pass_at_k={k: mean_over_tasks([pass_at_k(*one, k) for one in attempts]) for k in chosen},
         pass_hat_k={k: mean_over_tasks([pass_hat_k(*one, k) for one in attempts]) for k in chosen},
+        cons_at_k={} if tally.answers is None else {k: mean_over_tasks(_consensus(tally, tally.answers, k)) for k in chosen},
         best_at_k={k: mean_over_tasks([best_at_k(rewards, k) for rewards in tally.rewards.values()]) for k in chosen},
     )
+
+
+def _consensus(tally: _Tally, answers: Mapping[int, Sequence[bytes | None]], k: int) -> list[float]:
+    return [cons_at_k(answers[task], rewards, k) for task, rewards in tally.rewards.items()]
 
 
 def _chosen_ks(rewards_by_task: Mapping[int, Sequence[float]], ks: Sequence[int] | None) -> list[int]:
@@ -236,6 +254,7 @@ def _described(summary: EvalSummary) -> dict[str, str]:
         lines["not played"] = f"{summary.num_not_played}, in no mean: a budget ended"
     solving = {f"pass@{k}": one for k, one in summary.pass_at_k.items()}
     solving |= {f"pass^{k}": one for k, one in summary.pass_hat_k.items() if k > 1}
+    solving |= {f"cons@{k}": one for k, one in summary.cons_at_k.items() if k > 1}
     best = {f"best@{k}": one for k, one in summary.best_at_k.items() if k > 1}
     if all(one == summary.pass_at_k[k] for k, one in summary.best_at_k.items()):
         best = {}  # rewards are 0 and 1: that is pass@k

@@ -1,6 +1,7 @@
 import itertools
 import math
 import statistics
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.evaluation.estimates import (
     Estimate,
     best_at_k,
+    cons_at_k,
     mean_over_tasks,
     mean_reward,
     paired_difference,
@@ -158,6 +160,37 @@ def test_best_at_k_is_the_mean_over_all_subsets_of_the_highest_reward(rewards, d
 def test_with_rewards_of_0_and_1_the_best_is_whether_any_is_solved(rewards, data):
     k = data.draw(st.integers(1, len(rewards)))
     assert best_at_k(rewards, k) == pytest.approx(pass_at_k(len(rewards), int(sum(rewards)), k), abs=1e-12)
+
+
+def voted(answers, rewards, k):
+    """By all subsets."""
+    mean = {one: statistics.fmean(r for a, r in zip(answers, rewards, strict=True) if a == one) for one in answers}
+    found = []
+    for subset in itertools.combinations(answers, k):
+        votes = Counter(one for one in subset if one is not None)
+        winners = [one for one, count in votes.items() if count == max(votes.values())]
+        found.append(statistics.fmean(mean[one] for one in winners) if winners else 0.0)
+    return statistics.fmean(found)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.floats(-2, 2)), min_size=1, max_size=9), st.data())
+def test_cons_at_k_is_the_mean_over_all_subsets_of_what_the_majority_earns(attempts, data):
+    answers, rewards = zip(*attempts, strict=True)
+    k = data.draw(st.integers(1, len(attempts)))
+    assert cons_at_k(answers, rewards, k) == pytest.approx(voted(answers, rewards, k), abs=1e-12)
+
+
+def test_cons_at_k_in_closed_form():
+    assert cons_at_k(["4", "4", "5"], [1.0, 1.0, 0.0], 3) == 1.0
+    assert cons_at_k(["4", "5"], [1.0, 0.0], 2) == 0.5  # they tie
+    assert cons_at_k([None, None], [0.0, 0.0], 2) == 0.0
+    assert cons_at_k([None, "4"], [0.0, 1.0], 2) == 1.0  # who has no answer does not vote
+    # 64 different answers, of which one is right: k of them tie, the right one is among them with k / 64.
+    assert cons_at_k(range(64), [1.0] + [0.0] * 63, 32) == pytest.approx(1 / 64, abs=1e-12)
+    # Of 33 right and 31 wrong all vote; of one attempt it is the share.
+    halves = ["4"] * 33 + ["5"] * 31
+    assert cons_at_k(halves, [1.0] * 33 + [0.0] * 31, 64) == 1.0
+    assert cons_at_k(halves, [1.0] * 33 + [0.0] * 31, 1) == pytest.approx(33 / 64, abs=1e-12)
 
 
 def test_a_value_a_task_gives_the_interval_of_as_many_tasks():

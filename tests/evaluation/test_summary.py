@@ -167,6 +167,19 @@ def test_a_summary_reads_plainly():
     ]
 
 
+def test_the_majority_counts_where_every_row_tells_its_answer():
+    answers = ["4", "4", "5", None]
+    rows = [rollout(0, float(one == "4"), extracted_answer=one) for one in answers]
+    summary = summarize(rows, num_failed=0, ks=[1, 3])
+    assert means(summary.cons_at_k) == {
+        1: 0.5,
+        3: pytest.approx((1 + 1 + 0.5 + 0.5) / 4),
+    }  # by which one is left out: None, 5, 4, 4
+    assert "cons@3  " in summary.to_text()
+    assert summarize([*rows, rollout(1, 1.0)], num_failed=0).cons_at_k == {}
+    assert "cons" not in summarize([*rows, rollout(1, 1.0)], num_failed=0).to_text()
+
+
 def test_the_best_of_several_is_told_where_rewards_have_degrees():
     told = summarize(rollouts([0.5, 0.25], [1.0, 0.0]), num_failed=0).to_text()
     assert told.splitlines()[-1].startswith("best@2       0.750 (95 % ")
