@@ -57,6 +57,10 @@ class EvalSummary(StrictModel):
     """By k the expected highest reward of k attempts."""
     cons_at_k: dict[int, Estimate]
     """By k the expected reward of the answer that most of k attempts give, where all rows tell theirs (`extracted_answer`)."""
+    by_environment: dict[str, Estimate]
+    """Mean reward of the tasks of each environment that rows name: their environment_name, else the name in agent_ref."""
+    by_category: dict[str, Estimate]
+    """Mean reward of the tasks of each category that rows name."""
     num_not_played: int = 0
     """Rollouts that were asked for and not played, because a budget ended; in no mean."""
 
@@ -162,6 +166,8 @@ class _Tally:
     rewards: dict[int, list[float]] = field(default_factory=dict)
     prompts: dict[int, bytes] = field(default_factory=dict)
     tasks: set[int] = field(default_factory=set)
+    environments: dict[int, str] = field(default_factory=dict)
+    categories: dict[int, str] = field(default_factory=dict)
     answers: dict[int, list[bytes | None]] | None = field(default_factory=dict)
     """As JSON, in the order of the rewards; None where a row does not tell its answer."""
     num_failed: int = 0
@@ -182,6 +188,11 @@ def _tally(rows: Iterable[Row]) -> _Tally:
         if tally.prompts.setdefault(task, prompt) != prompt:
             raise DataError(f"row {number}: task {task} has another prompt than in the rows before; one index is one task")
         tally.rewards.setdefault(task, []).append(_reward(row, number))
+        agent = row.get("agent_ref")
+        environment = row.get("environment_name") or (agent.get("name") if isinstance(agent, dict) else None)
+        for name, names in ((environment, tally.environments), (row.get("category"), tally.categories)):
+            if isinstance(name, str):
+                names.setdefault(task, name)
         if ANSWER not in row:
             tally.answers = None
         elif tally.answers is not None:
@@ -225,8 +236,19 @@ def _summary(tally: _Tally, num_failed: int, ks: Sequence[int] | None) -> EvalSu
         pass_at_k={k: mean_over_tasks([pass_at_k(*one, k) for one in attempts]) for k in chosen},
         pass_hat_k={k: mean_over_tasks([pass_hat_k(*one, k) for one in attempts]) for k in chosen},
         cons_at_k={} if tally.answers is None else {k: mean_over_tasks(_consensus(tally, tally.answers, k)) for k in chosen},
+        by_environment=_by_name(tally, tally.environments),
+        by_category=_by_name(tally, tally.categories),
         best_at_k={k: mean_over_tasks([best_at_k(rewards, k) for rewards in tally.rewards.values()]) for k in chosen},
     )
+
+
+def _by_name(tally: _Tally, names: Mapping[int, str]) -> dict[str, Estimate]:
+    """The mean reward of the tasks of each name."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for task, rewards in tally.rewards.items():
+        if task in names:
+            found.setdefault(names[task], {})[task] = rewards
+    return {name: mean_reward(found[name]) for name in sorted(found)}
 
 
 def _consensus(tally: _Tally, answers: Mapping[int, Sequence[bytes | None]], k: int) -> list[float]:
@@ -250,6 +272,13 @@ def _described(summary: EvalSummary) -> dict[str, str]:
         "rollouts": f"{summary.num_rollouts} with a reward, of which {summary.num_truncated} truncated",
         "failed": f"{summary.num_failed}, in no mean",
     }
+    for what, found in (("environment", summary.by_environment), ("category", summary.by_category)):
+        if len(found) > 1:
+            tasks = {
+                name: f"{_number_and_interval(one, '.3f')}, {one.num_tasks} task{'s' * (one.num_tasks > 1)}"
+                for name, one in found.items()
+            }
+            lines |= {f"{what} {name}": told for name, told in tasks.items()}
     if summary.num_not_played:
         lines["not played"] = f"{summary.num_not_played}, in no mean: a budget ended"
     solving = {f"pass@{k}": one for k, one in summary.pass_at_k.items()}

@@ -180,6 +180,23 @@ def test_the_majority_counts_where_every_row_tells_its_answer():
     assert "cons" not in summarize([*rows, rollout(1, 1.0)], num_failed=0).to_text()
 
 
+def test_environments_and_categories_are_told_apart_where_there_are_several():
+    def row(task, reward, environment, **keys):
+        return rollout(task, reward, agent_ref={"type": "responses_api_agents", "name": environment}, **keys)
+
+    rows = [row(0, 1.0, "math", category="easy"), row(0, 0.0, "math", category="easy"), row(1, 1.0, "math", category="hard")]
+    summary = summarize(
+        [*rows, row(2, 0.0, "code"), row(3, 1.0, "agent", environment_name="code"), rollout(4, 1.0, agent_ref="x")], num_failed=0
+    )
+    assert means(summary.by_environment) == {"code": 0.5, "math": 0.75}
+    assert means(summary.by_category) == {"easy": 0.5, "hard": 1.0}
+    assert (summary.by_environment["math"].num_tasks, summary.num_tasks) == (2, 5)
+    told = summary.to_text()
+    assert "environment code  0.500 (95 % -5.853 to 6.853), 2 tasks\n" in told
+    assert "category hard     1.000 (one task, no interval), 1 task\n" in told
+    assert "environment" not in summarize(rows, num_failed=0).to_text()
+
+
 def test_the_best_of_several_is_told_where_rewards_have_degrees():
     told = summarize(rollouts([0.5, 0.25], [1.0, 0.0]), num_failed=0).to_text()
     assert told.splitlines()[-1].startswith("best@2       0.750 (95 % ")
