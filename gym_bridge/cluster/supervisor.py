@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gym_bridge.cluster.commands import Place, Plan
@@ -143,8 +144,9 @@ class Supervisor:
         while any(one.code is None for one in self._trainers) and time.monotonic() < deadline:
             self._look()
         stops = {one.keeper.stop.remote(0.0): one for one in self._trainers if one.code is None}
+        answered = _answered([*stops])
         for reference, one in stops.items():
-            one.code = STOPPED if _answered(reference) else GONE
+            one.code = STOPPED if reference in answered else GONE
         return [STOPPED if one.code is None else one.code for one in self._trainers]
 
     def _look(self) -> None:
@@ -152,16 +154,17 @@ class Supervisor:
         look((*self._trainers, *self._services.processes), timeout_s=LOOK_S)
 
 
-def _answered(reference: Any) -> bool:
-    """Whether a call has come to its end, for so long at most."""
+def _answered(calls: Sequence[Any]) -> set[Any]:
+    """Those of the calls that have come to their end, waited for so long at most."""
     import ray
     from ray.exceptions import RayError
 
-    try:
-        ray.get(reference, timeout=ANSWERING_S)
-    except RayError:  # no answer in time is one too
-        return False
-    return True
+    found = set()
+    for one in ray.wait([*calls], num_returns=len(calls), timeout=ANSWERING_S)[0] if calls else ():
+        with suppress(RayError):
+            ray.get(one)
+            found.add(one)
+    return found
 
 
 def _check_stopping(stopping: Callable[[], bool]) -> None:
