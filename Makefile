@@ -7,25 +7,31 @@ PYTHON312 ?= python3.12
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-ray test-nemo-gym test-vllm check format reference nemo-gym-venv vllm-venv clean
+.PHONY: quickstart test test-slow test-docs test-ray test-nemo-gym test-vllm test-browser browser check format reference nemo-gym-venv vllm-venv clean
 
 quickstart: $(VENV)/.train  ## the whole loop on a small real model
 	$(BIN)/gym-bridge quickstart
 
 test: $(VENV)/.dev  ## the plain test suite
-	$(BIN)/pytest -m "not slow and not gpu and not nemo_gym and not vllm and not ray"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu and not nemo_gym and not vllm and not ray and not browser and not docs"
 
 test-slow: $(VENV)/.dev  ## wheel, installation, real training, kills, hostile programs
-	$(BIN)/pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow and not gpu"
 
 test-ray: $(VENV)/.dev  ## trainings that a local Ray places, and kills
 	$(BIN)/pytest -m "ray and not vllm"
+
+test-docs: $(VENV)/.dev  ## the commands of README.md and docs/
+	$(BIN)/pytest -m docs
 
 test-nemo-gym: $(VENV)/.dev nemo-gym-venv  ## against real NeMo Gym servers
 	GYM_BRIDGE_NEMO_GYM_VENV=$(abspath $(NEMO_GYM_VENV)) $(BIN)/pytest -m nemo_gym
 
 test-vllm: $(VENV)/.dev vllm-venv  ## against real vLLM
 	GYM_BRIDGE_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/pytest -m vllm
+
+test-browser: $(VENV)/.dev browser  ## the viewer in a real Chromium
+	$(BIN)/pytest -m browser
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -38,6 +44,9 @@ format: $(VENV)/.dev
 
 reference: $(VENV)/.dev  ## docs/reference/ from the code
 	$(BIN)/python docs/generate.py
+
+browser:  ## Debian's Chromium, unless there is one
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 nemo-gym-venv: $(NEMO_GYM_VENV)/.done  ## NeMo Gym, apart: it needs Python 3.12
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gym_bridge.version import __version__
 
 if TYPE_CHECKING:
+    from gym_bridge.api.checking_reward import check_reward
     from gym_bridge.api.checkpoints import export_checkpoint, import_checkpoint
     from gym_bridge.api.collecting import collect
     from gym_bridge.api.data import audit, make_tasks, read_tasks, transform, transform_columns
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from gym_bridge.api.reverifying import reverify
     from gym_bridge.api.suites import evaluate_suite
     from gym_bridge.api.training import train
+    from gym_bridge.api.viewing import export_page, view
     from gym_bridge.errors import ConfigError, DataError, GymBridgeError, PolicyError, ServerError
+    from gym_bridge.recipes.running import run_recipe
 
 _NAMES_OF = {
+    "api.checking_reward": ("check_reward",),
     "api.checkpoints": ("export_checkpoint", "import_checkpoint"),
     "api.collecting": ("collect",),
     "api.data": ("audit", "make_tasks", "read_tasks", "transform", "transform_columns"),
@@ -35,6 +39,8 @@ _NAMES_OF = {
     "api.reverifying": ("reverify",),
     "api.suites": ("evaluate_suite",),
     "api.training": ("train",),
+    "api.viewing": ("export_page", "view"),
+    "recipes.running": ("run_recipe",),
     "errors": ("ConfigError", "DataError", "GymBridgeError", "PolicyError", "ServerError"),
 }
 _HOMES = {name: home for home, names in _NAMES_OF.items() for name in names}
@@ -47,12 +53,14 @@ __all__ = [
     "ServerError",
     "__version__",
     "audit",
+    "check_reward",
     "collect",
     "compare",
     "doctor",
     "evaluate",
     "evaluate_suite",
     "export_checkpoint",
+    "export_page",
     "import_checkpoint",
     "import_nemo_rl_config",
     "inspect_checkpoint",
@@ -61,10 +69,12 @@ __all__ = [
     "read_tasks",
     "reverify",
     "run_nemo_rl",
+    "run_recipe",
     "summarize_file",
     "train",
     "transform",
     "transform_columns",
+    "view",
     "write_nemo_rl_config",
 ]
 

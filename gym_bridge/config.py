@@ -1,15 +1,17 @@
 """Strict settings: pydantic models, filled from YAML files and dotted overrides in OmegaConf's grammar.
 
-    load_config(SFTConfig, files=["recipes/sft/tiny.yaml"], overrides=["trainer.max_steps=50"])
+    load_config(SFTConfig, files=["configs/sft/tiny.yaml"], overrides=["trainer.max_steps=50"])
 
 A key that no model knows is refused with the nearest known one.
 """
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
@@ -57,9 +59,12 @@ def load_config(
     values: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     foreign: ForeignKeys | None = None,
+    shelf: Path | None = None,
 ) -> Model:
     """`model` filled from YAML `files`, later ones first in rank, then `values`, then `overrides` such as `policy.lr=1e-5`.
 
+    A file whose key `defaults` names another, or a list of them, by the path from there, is laid over those, as in NeMo RL; what
+    does not stand there is looked for in `shelf`.
     An override of one of the model's `shorthands`, such as `algorithm=dapo`, sets the key that it is short for. Keys of a program
     that `foreign` knows are told by what they are called here. An override of a key of the model's `gives_way` leaves out those
     that a file set in its place: they are null unless overridden too. Raises ConfigError for an unreadable file, an override
@@ -79,15 +84,37 @@ def load_config(
     merged = None
     try:
         given = OmegaConf.create(dict(values or {}))
-        merged = OmegaConf.merge(*map(_load_yaml, files), given, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(*(_load_yaml(one, shelf) for one in files), given, OmegaConf.from_dotlist(list(overrides)))
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ConfigError(f"{missing[0]!r} is required; set {missing[0]}=...")
         filled = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
-        told = _explained(_leaves(OmegaConf.to_container(merged, resolve=False)), foreign) if merged is not None else {}
+        told = (
+            _explained((key for key, _ in leaves(OmegaConf.to_container(merged, resolve=False))), foreign)
+            if merged is not None
+            else {}
+        )
         reason = _joined(told, foreign) if foreign and told else f"cannot read the settings: {' '.join(str(error).split())}"
         raise ConfigError(reason) from error
     return validate(model, filled, foreign=foreign)
+
+
+def read_settings(*files: str | Path, overrides: Sequence[str] = (), shelf: Path | None = None) -> dict[str, Any]:
+    """What YAML files and dotted overrides say, with `defaults`, nothing of it interpolated or checked.
+
+    Raises ConfigError for what cannot be read.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        merged = OmegaConf.merge(*(_load_yaml(one, shelf) for one in files), OmegaConf.from_dotlist(list(overrides)))
+        found: Any = OmegaConf.to_container(merged, resolve=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        where = "".join(f"{one}: " for one in files)
+        raise ConfigError(f"{where}cannot read the settings: {' '.join(str(error).split())}") from error
+    return {str(name): value for name, value in found.items()}
 
 
 def _written_out(override: str, shorthands: Mapping[str, str]) -> str:
@@ -101,18 +128,31 @@ def _given_way(overrides: Sequence[str], gives_way: Mapping[str, Sequence[str]])
     return [f"{other}=null" for key in chosen for other in gives_way[key] if other not in given]
 
 
-def _load_yaml(file: str | Path) -> Any:
+def _load_yaml(file: str | Path, shelf: Path | None = None, over: tuple[Path, ...] = ()) -> Any:
+    """A file, laid over those that its `defaults` name, by their paths from there, or from `shelf`.
+
+    `over` are the files that it lies under.
+    """
     from omegaconf import OmegaConf
 
     try:
-        loaded = OmegaConf.load(file)
+        loaded: Any = OmegaConf.load(file)
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from error
+        told = f" (the defaults of {over[-1]})" if over else ""
+        raise ConfigError(f"{file}: {error.strerror or error}{told}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: no UTF-8 text: {error.reason} at byte {error.start}") from error
     if not OmegaConf.is_dict(loaded):
         raise ConfigError(f"{file}: expected settings as key: value, found a list")
-    return loaded
+    own, named = Path(file), loaded.pop("defaults", OmegaConf.create([]))
+    names = named if OmegaConf.is_list(named) else [named]
+    if not all(isinstance(one, str) for one in names):
+        raise ConfigError(f"{file}: defaults names files beside this one, such as tiny.yaml")
+    places = [own.parent / one for one in names]
+    under = [shelf / name if shelf and not one.exists() else one for name, one in zip(names, places, strict=True)]
+    if round_again := {one.resolve() for one in under} & {one.resolve() for one in (*over, own)}:
+        raise ConfigError(f"{file}: its defaults, {min(round_again)}, lead back to it")
+    return OmegaConf.merge(*(_load_yaml(one, shelf, (*over, own)) for one in under), loaded)
 
 
 def validate(model: type[Model], values: Any, *, foreign: ForeignKeys | None = None) -> Model:
@@ -123,9 +163,11 @@ def validate(model: type[Model], values: Any, *, foreign: ForeignKeys | None = N
         told: dict[str, str] = {}
         others: list[str] = []
         for one in error.errors():
-            found = _explained(_leaves_at(values, one["loc"]), foreign) if one["loc"] and one["type"] != "missing" else {}
+            named = one["loc"] and one["type"] != "missing" and not _is_rule(one)
+            found = _explained(_leaves_at(values, one["loc"]), foreign) if named else {}
             told |= found
-            others += [] if found else [_describe(model, one)]
+            if not found or len(_path(one)) > max(key.count(".") + 1 for key in found):
+                others.append(_describe(model, one))
         sentences = [_joined(told, foreign)] if foreign and told else []
         raise ConfigError("; ".join([*sentences, *others])) from None
 
@@ -143,13 +185,13 @@ def _joined(told: Mapping[str, str], foreign: ForeignKeys) -> str:
     return "; ".join([*list(told.values())[:MAX_EXPLAINED], f"and {len(told) - MAX_EXPLAINED} more such keys: {foreign.advice}"])
 
 
-def _leaves(values: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all that stands in nested mappings."""
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of all that stands in nested mappings, with the values; an empty mapping is one."""
     for name, value in values.items() if isinstance(values, Mapping) else ():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value
 
 
 def _leaves_at(values: Any, path: Sequence[Any]) -> Iterator[str]:
@@ -162,14 +204,24 @@ def _leaves_at(values: Any, path: Sequence[Any]) -> Iterator[str]:
         prefix.append(str(part))
         here = here[part]
     if isinstance(here, Mapping) and here:
-        yield from _leaves(here, "".join(f"{part}." for part in prefix))
+        yield from (key for key, _ in leaves(here, "".join(f"{part}." for part in prefix)))
     else:
         yield ".".join(prefix)
 
 
+def _is_rule(error: Any) -> bool:
+    """Whether it is over several fields, which its message names itself."""
+    return error["type"] == "value_error" and isinstance(error["input"], Mapping)
+
+
+def _path(error: Any) -> list[str]:
+    """Where an error is, without the names of a union's members, which pydantic puts into it."""
+    return [str(part) for part in error["loc"] if "[" not in str(part)]
+
+
 def _describe(model: type[BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
-    if not path or (error["type"] == "value_error" and isinstance(error["input"], Mapping)):  # a rule over fields names them itself
+    path = _path(error)
+    if not path or _is_rule(error):
         return error["msg"].removeprefix("Value error, ")
     if "password" in error["msg"]:  # what was given must not be shown
         return f"{path[-1]}: {error['msg'].removeprefix('Value error, ')}"
@@ -199,12 +251,30 @@ def cache_directory() -> Path:
 
 
 def load_object(path: str) -> Any:
-    """The object that `package.module:name` names. Raises ConfigError when there is none."""
+    """The object that `package.module:name` names; a module of the directory that the command stands in is found too, after all
+    others. Raises ConfigError when there is none."""
     module_name, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), name)
+        return getattr(_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"cannot load {path!r}: {error}; a dotted path looks like my_package.module:name") from error
+
+
+def _module(name: str) -> ModuleType:
+    """A script of an installed package, unlike `python -m`, does not look for modules in the current directory."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        here = str(Path.cwd())
+        if error.name != name.partition(".")[0] or here in sys.path:
+            raise
+        sys.path.append(here)
+        try:
+            importlib.invalidate_caches()
+            return importlib.import_module(name)
+        except ImportError:
+            sys.path.remove(here)
+            raise
 
 
 T = TypeVar("T")

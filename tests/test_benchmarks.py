@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from benchmarks import collect, grpo, loggers, resource_servers, train
+from benchmarks import collect, grpo, loggers, resource_servers, train, view
 from benchmarks.event_loop_lag import EVERY_S, weighted_percentile
 from benchmarks.processes import null_server
 
@@ -42,6 +42,14 @@ def test_live_sessions_are_all_seeded_before_any_is_worked_on(server: str, num_c
     found = dict(zip((name.strip() for name in head), map(float, row), strict=True))
     assert (found["sessions"], found["calls"]) == (40, num_calls)
     assert 0 < found["before MiB"] <= found["seeded MiB"] <= found["worked on MiB"] <= found["peak MiB"]
+
+
+def test_the_viewer_is_timed_on_a_file_of_its_own(capsys: pytest.CaptureFixture[str]):
+    view.main(["--rows", "400", "--gib", "0.004"])
+    told = capsys.readouterr().out
+    assert told.startswith("400 rows, 0.00 GiB")
+    assert "| a rollout: median, slowest of 100 |" in told
+    assert "| text that one row has |" in told
 
 
 def test_loggers_are_timed_beside_none(tiny_llama: Path, capsys: pytest.CaptureFixture[str]):

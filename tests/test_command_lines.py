@@ -9,13 +9,14 @@ import pytest
 from pydantic import BaseModel
 
 from gym_bridge.cli.main import cli
-from gym_bridge.cli.train import find_config, options_as_overrides
+from gym_bridge.cli.train import options_as_overrides
 from gym_bridge.cli.transform import settings_of
 from gym_bridge.config import load_config, validate
 from gym_bridge.errors import GymBridgeError
 from gym_bridge.resource_servers.registry import load_server
 from gym_bridge.schemas.remote_names import mirrored
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
+from gym_bridge.schemas.shipped_configs import find_config
 from gym_bridge.schemas.transform_settings import TransformSettings
 from gym_bridge.transforms.plan import make_plan
 
@@ -78,7 +79,8 @@ def _check_values(verb: str, params: dict, *, trains: bool) -> None:
         needed = ["data.train=x", *(["env.server=arithmetic"] if verb == "grpo" else [])]
         load_config(TRAINERS[verb], files=files, overrides=[*needed, *options_as_overrides(params), *params["overrides"]])
     if verb == "transform" and not params["columns"]:
-        settings = settings_of({name: value for name, value in params.items() if name in TransformSettings.model_fields})
+        given = {name: value for name, value in params.items() if name in TransformSettings.model_fields}
+        settings = settings_of(given | ({"to": "sft"} if ":" in (given["to"] or "") else {}))  # a format that the reader writes
         make_plan([mirrored(one) for one in params["rollouts"]], settings)
     if verb == "tasks":
         server = load_server(_existing(params["server"]))

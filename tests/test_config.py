@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +37,34 @@ def test_overrides_win_over_files_and_later_files_over_earlier(written):
     policy = settings.policy
     assert (policy.lr, policy.warmup_steps, policy.weight_decay, settings.trainer.seed) == (0.2, 3, 0.5, 3)
     assert settings.trainer.keep_last == 1  # untouched by all
+
+
+def test_a_file_is_laid_over_its_defaults_and_theirs(written):
+    written("policy: {lr: 0.1, warmup_steps: 3}\ntrainer: {seed: 1, keep_last: 4}", "root.yaml")
+    written("defaults: root.yaml\npolicy: {lr: 0.2}\ntrainer: {seed: 2}", "middle.yaml")
+    written("algorithm: {batch_size: 5}\ntrainer: {seed: 9}", "side.yaml")
+    settings = load(files=[written("defaults: [side.yaml, middle.yaml]\npolicy: {weight_decay: 0.5}", "top.yaml")])
+    policy = settings.policy
+    assert (policy.lr, policy.warmup_steps, policy.weight_decay) == (0.2, 3, 0.5)
+    assert (settings.trainer.seed, settings.trainer.keep_last, settings.algorithm.batch_size) == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a.yaml": "defaults: a.yaml"}, "a.yaml: its defaults, .*a.yaml, lead back to it"),
+        ({"a.yaml": "defaults: b.yaml", "b.yaml": "defaults: ./a.yaml"}, "b.yaml: its defaults, .*a.yaml, lead back to it"),
+        ({"a.yaml": "defaults: b.yaml"}, r"b.yaml: No such file or directory \(the defaults of .*a.yaml\)"),
+        ({"a.yaml": "defaults: {b: c}"}, "a.yaml: defaults names files beside this one"),
+        ({"a.yaml": "defaults: 3"}, "a.yaml: defaults names files beside this one"),
+        ({"a.yaml": "defaults: [3]"}, "a.yaml: defaults names files beside this one"),
+    ],
+)
+def test_defaults_that_cannot_be_read_are_one_line(written, files: dict[str, str], told: str):
+    for name, text in files.items():
+        written(text, name)
+    with pytest.raises(ConfigError, match=told):
+        load(files=[written(files["a.yaml"])])
 
 
 @pytest.mark.parametrize(
@@ -177,3 +207,22 @@ def test_a_registry_loads_by_name_and_by_path_and_offers_the_nearest():
     with pytest.raises(ConfigError) as caught:
         registry.load("confg")
     assert str(caught.value) == "unknown error 'confg'; did you mean 'config'?"
+
+
+def test_a_module_of_the_current_directory_is_found_by_its_dotted_path_after_all_others(tmp_path, monkeypatch):
+    (tmp_path / "own_parts.py").write_text("HERE = 7")
+    (tmp_path / "json.py").write_text("HERE = 8")
+    program = """
+import sys
+from gym_bridge.config import load_object
+from gym_bridge.errors import ConfigError
+assert load_object("own_parts:HERE") == 7
+import json
+assert not hasattr(json, "HERE")
+try:
+    load_object("own_partz:HERE")
+except ConfigError as error:
+    assert "No module named" in str(error)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -20,6 +20,7 @@ DOORS = {
     "policy/samplers/local.py": 1,  # one worker: what breaks a batch reaches each of its callers
     "io/loggers/fan_out.py": 1,  # loggers of others: one that breaks ends no training
     "io/remote_files.py": 1,  # file systems of others: each of them raises kinds of its own
+    "viewer/application.py": 1,  # one request for a page
     "cli/main.py": 1,  # the CLI
 }
 BANNED_WORDS = ("utils", "util", "helpers", "helper", "common", "misc", "manager", "managers")

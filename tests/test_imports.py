@@ -30,6 +30,11 @@ def test_the_help_of_the_top_level_loads_nothing_heavy():
     assert loaded & HEAVY == set()
 
 
+def test_the_page_needs_only_what_the_base_install_has():
+    loaded = loaded_after("import gym_bridge.viewer.serving, gym_bridge.viewer.shared_page")
+    assert loaded & {"torch", "transformers", "vllm", "ray", "safetensors", "peft"} == set()
+
+
 @pytest.mark.parametrize(
     "verb",
     [
@@ -39,6 +44,7 @@ def test_the_help_of_the_top_level_loads_nothing_heavy():
         "train sft",
         "train grpo",
         "eval run",
+        "view",
         "serve",
         "tasks",
         "quickstart",

@@ -66,7 +66,7 @@ def test_every_file_of_the_package_is_in_the_wheel_and_nothing_else(names: set[s
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {name for name in names if ".dist-info/" not in name} == ours
-    assert {Path(name).suffix for name in ours} >= {".py", ".yaml", ".jinja", ".jsonl", ".md", ".typed"}
+    assert {Path(name).suffix for name in ours} >= {".py", ".yaml", ".jinja", ".jsonl", ".md", ".typed", ".html", ".css", ".js"}
 
 
 def test_no_link_no_test_and_no_fixture_is_in_the_wheel(names: set[str], wheel: Path):
@@ -105,6 +105,10 @@ def test_the_installed_package_runs_outside_the_checkout(installed: Path, tmp_pa
 def test_the_installed_package_finds_its_data(installed: Path, tmp_path: Path):
     dry = run(installed, tmp_path, "-m", "gym_bridge", "train", "sft", "--config", "sft/tiny", "data.train=x", "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
+    rollouts = ROOT / "fixtures" / "nemo_gym" / "workplace_assistant.jsonl"
+    viewed = run(installed, tmp_path, "-m", "gym_bridge", "view", str(rollouts), "--export", "page.html")
+    assert (viewed.returncode, viewed.stderr) == (0, "")
+    assert "calls a tool" in (tmp_path / "page.html").read_text()
     program = (
         "from gym_bridge.tokens.chatml import TEMPLATE; from gym_bridge.recipes.quickstart.job import SHIPPED_ROLLOUTS as s;"
         "assert TEMPLATE.is_file() and s.is_file(); print(s)"

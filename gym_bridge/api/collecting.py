@@ -102,7 +102,7 @@ def _play_unfinished(settings: RunSettings, log: RolloutLog, progress: Progress)
         tasks = RequestedRollouts(settings, agent=target.default_agent or AGENT_REF["name"])
         _check_cohorts(settings, target)
         log.write_inputs(one.row for one in tasks.planned())
-        sampler = stack.enter_context(open_sampler(settings)) if settings.played_by == "process" else None
+        sampler = stack.enter_context(open_sampler(settings)) if settings.samples_here else None
         far = None
         if settings.ray is not None:
             from gym_bridge.api.far_collectors import far_collectors

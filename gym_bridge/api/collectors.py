@@ -1,27 +1,33 @@
 """The collector that settings ask for: who plays, how many at once, and when it stops early."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gym_bridge.api.known_tasks import known_server, right_answers, tried_answers
 from gym_bridge.api.models import http_endpoint, sampled_endpoint
 from gym_bridge.api.targets import Target, environment_of, server_client
+from gym_bridge.errors import ConfigError
 from gym_bridge.rollouts.attempts import Attempts
 from gym_bridge.rollouts.collector import RolloutCollector
 from gym_bridge.rollouts.concurrency import AutoConcurrency, FixedConcurrency
 from gym_bridge.rollouts.http import HttpClient, connections_for
+from gym_bridge.rollouts.known_answers import KnownAnswer, ScriptedEndpoint
 from gym_bridge.rollouts.limits import Limits
 from gym_bridge.rollouts.models.server_load import ServerLoad
 from gym_bridge.rollouts.players import LocalPlayer, Player, Retries
 from gym_bridge.rollouts.stopping import LEAST_FAILURES, StopRules
 from gym_bridge.rollouts.turn_loop import TurnLoop
 from gym_bridge.rollouts.workers import WorkerPool
-from gym_bridge.schemas.play_settings import CollectSettings, PlaySettings
+from gym_bridge.schemas.play_settings import KNOWN_ANSWERS, CollectSettings, PlaySettings
 
 if TYPE_CHECKING:
     from gym_bridge.api.far_collectors import FarCollectors
     from gym_bridge.policy.samplers.local import LocalSampler
+    from gym_bridge.schemas.seams import ModelEndpoint
 
 MAX_AUTO_CONCURRENCY = 4096
+SCRIPTED_AT_ONCE = 64
 
 
 def open_collector(
@@ -61,6 +67,15 @@ def open_collector(
     )
 
 
+def open_scripted_collector(
+    settings: PlaySettings, target: Target, script: Mapping[int, Sequence[KnownAnswer]]
+) -> RolloutCollector:
+    """The collector that plays known answers, by task index, in place of the policy. To be closed as that of `open_collector`."""
+    player = _local_player(settings, target, ScriptedEndpoint(script), HttpClient())
+    in_flight = settings.concurrency if isinstance(settings.concurrency, int) else SCRIPTED_AT_ONCE
+    return RolloutCollector(player, concurrency=FixedConcurrency(in_flight), cohorts=False)
+
+
 def stop_rules(settings: PlaySettings) -> StopRules:
     """When the collection that `settings` ask for stops early."""
     in_flight = settings.concurrency if isinstance(settings.concurrency, int) else 0
@@ -81,10 +96,29 @@ def _open_in_worker(settings: PlaySettings, target: Target, sampler: None) -> Lo
 
 def open_player(settings: PlaySettings, target: Target, sampler: "LocalSampler | None" = None) -> LocalPlayer:
     """Who plays in one process. Connections belong to the event loop that plays."""
-    http, model_http = server_client(target), HttpClient(max_connections=connections_for("model"))
-    loop = None
+    model_http = HttpClient(max_connections=connections_for("model"))
+    endpoint = None
     if target.dialect != "agent":
-        endpoint = http_endpoint(settings, model_http) if sampler is None else sampled_endpoint(settings, sampler)
+        endpoint = _endpoint(settings, sampler, model_http)
+    return _local_player(settings, target, endpoint, model_http)
+
+
+def _endpoint(settings: PlaySettings, sampler: "LocalSampler | None", model_http: HttpClient) -> "ModelEndpoint":
+    if sampler is not None:
+        return sampled_endpoint(settings, sampler)
+    if settings.played_by != "process":
+        return http_endpoint(settings, model_http)
+    tasks = getattr(settings, "input", None)
+    if tasks is None:
+        raise ConfigError(f"--model {settings.model} knows the answers to a file of tasks; give --input")
+    answers = right_answers if settings.model == KNOWN_ANSWERS else tried_answers
+    return ScriptedEndpoint(answers(tasks, server=known_server(settings), limit=settings.limit))
+
+
+def _local_player(settings: PlaySettings, target: Target, endpoint: "ModelEndpoint | None", model_http: HttpClient) -> LocalPlayer:
+    http = server_client(target)
+    loop = None
+    if endpoint is not None:
         limits = Limits(
             max_turns=settings.max_turns,
             max_tool_calls=settings.max_tool_calls,

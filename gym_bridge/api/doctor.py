@@ -33,7 +33,7 @@ def doctor(settings: DoctorSettings) -> list[Check]:
             log = Path(stack.enter_context(TemporaryDirectory())) / "nemo_gym.log"
             target = stack.enter_context(open_target(settings, log=log, policy=nemo_gym_policy(settings)))
             checks.append(Check(name="target", ok=True, told=_describe(target)))
-            sampler = stack.enter_context(open_sampler(settings)) if settings.played_by == "process" else None
+            sampler = stack.enter_context(open_sampler(settings)) if settings.samples_here else None
             agent = target.default_agent or AGENT_REF["name"]
 
             async def one() -> list[Rollout]:

@@ -45,7 +45,7 @@ def model_identity(settings: PlaySettings) -> dict[str, Any]:
     """What tells one policy from another in a manifest."""
     if settings.played_by == "agent":
         return {"model": "the agent's own"}
-    if settings.model_url:
+    if settings.model_url or not settings.samples_here:
         return {"model": settings.model}
     return {"model_sha256": digest_weights(model_directory(settings.model))}
 

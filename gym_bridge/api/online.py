@@ -1,6 +1,6 @@
 """Playing while training: tasks, the sampler of the policy, the collector over the environments, held-out tasks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from gym_bridge.rollouts.models.whole_distribution import WholeDistribution, che
 from gym_bridge.schemas.play_settings import TargetSettings
 from gym_bridge.schemas.rollouts import TASK_INDEX, Group, Row
 from gym_bridge.schemas.seams import Sampler, WeightSync
-from gym_bridge.schemas.settings import GRPOSettings, TaskFile
+from gym_bridge.schemas.settings import GRPOSettings
 
 if TYPE_CHECKING:
     from gym_bridge.rollouts.collector import RolloutCollector
@@ -88,9 +88,10 @@ def read_environments(settings: GRPOSettings) -> tuple[TrainingEnvironment, ...]
     for file in settings.data.files:
         tasks = tuple(_checked(file.path, first=None if alone else first))
         first += len(tasks)
-        name = file.name or _stem(file)
         found.append(
-            TrainingEnvironment(name=name, weight=file.weight, server=file.server, tasks=tasks, digest=digest_file(file.path))
+            TrainingEnvironment(
+                name=file.called, weight=file.weight, server=file.server, tasks=tasks, digest=digest_file(file.path)
+            )
         )
     return tuple(found)
 
@@ -143,8 +144,10 @@ def open_online(
     weights.settle = stream.settle
     validation = None
     if settings.data.validation:
-        _check_validation(settings, target)
-        here = replace(players, targets={"": target}, names={})
+        sets = _held_out_tasks(settings, environments)
+        places = {name: targets.get(name, target) for name in sets}
+        _check_validation(places.values())
+        here = replace(players, targets=places, names={task[TASK_INDEX]: name for name, tasks in sets.items() for task in tasks})
         held_out = here.collector(here.player(as_played))
         thread.closers.append(held_out.close)
 
@@ -154,7 +157,7 @@ def open_online(
             with whole.letting_greedy_pass():  # agents have one endpoint for both
                 return thread.run(_played(held_out, tasks, group_size, in_flight))
 
-        validation = _validation(settings, play, run)
+        validation = _validation(settings, sets, play, run)
     return Online(stream=stream, sampler=sampler, weights=weights, validation=validation)
 
 
@@ -191,20 +194,26 @@ def _check_cohorts(settings: GRPOSettings, target: Target) -> None:
         )
 
 
-def _check_validation(settings: GRPOSettings, target: Target) -> None:
-    if target.cohorts:
+def _check_validation(places: Iterable[Target]) -> None:
+    if any(one.cohorts for one in places):
         raise ConfigError("data.validation plays a greedy rollout alone, which a verifier that compares siblings never answers")
-    apart = next((one for one in settings.data.files if one.server is not None), None)
-    if apart is not None:
-        raise ConfigError(
-            f"data.validation is played at env.server alone, and {apart.path} at {apart.server}; leave out one of them"
-        )
 
 
-def _validation(settings: GRPOSettings, play: "PlayTasks", run: Path) -> "Validation":
+def _held_out_tasks(settings: GRPOSettings, environments: Sequence[TrainingEnvironment]) -> dict[str, tuple[Row, ...]]:
+    """The tasks of data.validation, each with an index that no other of them has where they are played in several places."""
+    files = settings.data.validation
+    if all(one.server is None for one in environments):
+        return {name: tuple(tasks_of(path)) for name, path in files.items()}
+    sets: dict[str, tuple[Row, ...]] = {}
+    for name, path in files.items():
+        first = sum(map(len, sets.values()))
+        sets[name] = tuple({**row, TASK_INDEX: first + position} for position, row in enumerate(tasks_of(path)))
+    return sets
+
+
+def _validation(settings: GRPOSettings, sets: Mapping[str, Sequence[Row]], play: "PlayTasks", run: Path) -> "Validation":
     from gym_bridge.trainers.rollout_validation import RolloutValidation
 
-    sets = {name: tuple(tasks_of(path)) for name, path in settings.data.validation.items()}
     return RolloutValidation(sets, play, repeats=settings.data.validation_repeats, output=run / "validation")
 
 
@@ -229,7 +238,3 @@ def _checked(path: Path, *, first: int | None) -> Iterator[Row]:
         except DataError as error:
             raise DataError(str(error), path=path, line=position + 1) from None
         yield row if first is None else {**row, TASK_INDEX: first + position}
-
-
-def _stem(file: TaskFile) -> str:
-    return file.path.name.split(".", 1)[0]

@@ -6,11 +6,11 @@ import click
 
 from gym_bridge.api import launching
 from gym_bridge.cli.options import given, settings_options
-from gym_bridge.cli.train import find_config
 from gym_bridge.config import load_config, validate
 from gym_bridge.schemas.launch_settings import LaunchSettings, Where
 from gym_bridge.schemas.nemo_rl_keys import nemo_rl_keys
 from gym_bridge.schemas.settings import SETTINGS
+from gym_bridge.schemas.shipped_configs import find_config
 
 
 @click.command(

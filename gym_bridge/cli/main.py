@@ -19,6 +19,7 @@ VERBS = {
     "collect": "Play tasks against a resource server and log the rollouts.",
     "reverify": "Score stored rollouts again, without sampling.",
     "doctor": "Play one rollout against a server and a model, and tell what works.",
+    "check-reward": "Try a reward on known answers and a small batch, before training on it.",
     "transform": "Turn rollouts into a dataset: response, sft, grpo, dpo, preference or tasks.",
     "audit": "Check rollouts or a dataset against a model's tokens and template.",
     "prep": "Resolve placeholders in task files, check the rows and write them in shards.",
@@ -28,11 +29,13 @@ VERBS = {
     "launch": "Start a training on Slurm, Kubernetes or hosts: print the script, or submit it.",
     "checkpoint": "Export, import and inspect models: Hugging Face, DCP, NeMo RL's checkpoints, LoRA adapters.",
     "eval": "Play held-out tasks and report rewards with honest intervals.",
+    "view": "Look at runs and rollouts on a local web page.",
+    "recipe": "The steps of post-training as one command each: SFT, DPO, reward models, RLVR, RLHF, and chains of them.",
     "serve": "Start a resource server, or a model as an OpenAI endpoint.",
     "tasks": "Write tasks of a resource server.",
     "quickstart": "The whole loop on a small real model, in minutes, on a CPU.",
 }
-MODULES = {"eval": "evaluate", "nemo-rl": "nemo_rl"}
+MODULES = {"eval": "evaluate", "nemo-rl": "nemo_rl", "check-reward": "check_reward"}
 BUG, INTERRUPTED = 1, 130
 
 

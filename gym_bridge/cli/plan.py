@@ -9,11 +9,12 @@ import click
 from gym_bridge.api import planning
 from gym_bridge.cli.options import given, settings_options
 from gym_bridge.cli.printing import print_json, print_table
-from gym_bridge.cli.train import CONFIG_HELP, find_config
+from gym_bridge.cli.train import CONFIG_HELP
 from gym_bridge.config import load_config, validate
 from gym_bridge.schemas.nemo_rl_keys import nemo_rl_keys
 from gym_bridge.schemas.plan import PlanSettings
 from gym_bridge.schemas.settings import SETTINGS
+from gym_bridge.schemas.shipped_configs import find_config
 
 if TYPE_CHECKING:
     from gym_bridge.schemas.plan import Plan

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from gym_bridge.api import training
 from gym_bridge.cli.options import output_options
 from gym_bridge.cli.printing import print_json
 from gym_bridge.config import load_config
-from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.schemas.launched import launched
 from gym_bridge.schemas.nemo_rl_key import Verb
 from gym_bridge.schemas.nemo_rl_keys import nemo_rl_keys
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
+from gym_bridge.schemas.shipped_configs import find_config
 
 CONFIG_HELP = "A YAML file, or the name of a shipped one such as sft/tiny. Later --config files win."
 
@@ -99,30 +98,6 @@ def _verb(
             from gym_bridge.policy.flops import FORMULA
 
             click.echo(f"mfu {result.metrics['mfu']:.3f}: {FORMULA}")
-
-
-def find_config(name: str, *, verb: str | None = None) -> Path:
-    """The YAML file called `name`: a path, or `recipe/variant` of a shipped one.
-
-    Raises ConfigError with the nearest names for one that is not shipped, and for one that is of another verb than `verb`.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    recipes = Path(str(files("gym_bridge") / "recipes"))
-    shipped = {f"{file.parent.name}/{file.stem}": file for file in recipes.glob("*/*.yaml")}
-    if name not in shipped:
-        raise ConfigError(f"no shipped config {name!r}{nearest(name, shipped)}")
-    if verb is not None and (owner := _verb_of(name)) != verb:
-        fitting = ", ".join(sorted(one for one in shipped if _verb_of(one) == verb))
-        raise ConfigError(f"{name} is a config for train {owner}, not for train {verb}; for that there is {fitting}")
-    return shipped[name]
-
-
-def _verb_of(name: str) -> str:
-    """The verb that a shipped config is for: its recipe tells, in the quickstart the end of its own name."""
-    recipe, _, variant = name.partition("/")
-    return {"rlvr": "grpo", "quickstart": variant.rpartition("_")[2]}.get(recipe, recipe)
 
 
 def _print_settings(values: dict[str, Any]) -> None:

@@ -6,11 +6,11 @@ rollout keeps the reward that /verify gave it, and is counted too. A task is sol
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from gym_bridge.config import StrictModel
 from gym_bridge.errors import ConfigError, DataError
@@ -62,6 +62,8 @@ class EvalSummary(StrictModel):
     """Mean reward of the tasks of each environment that rows name: their environment_name, else the name in agent_ref."""
     by_category: dict[str, Estimate]
     """Mean reward of the tasks of each category that rows name."""
+    by_component: dict[str, Estimate] = Field(default={})
+    """Mean of each part of the reward that rows name in reward_components, over the tasks that have it."""
     num_not_played: int = 0
     """Rollouts that were asked for and not played, because a budget ended; in no mean."""
 
@@ -174,6 +176,8 @@ class _Tally:
     tasks: set[int] = field(default_factory=set)
     environments: dict[int, str] = field(default_factory=dict)
     categories: dict[int, str] = field(default_factory=dict)
+    components: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    """By name and task."""
     answers: dict[int, list[bytes | None]] | None = field(default_factory=dict)
     """As JSON, in the order of the rewards; None where a row does not tell its answer."""
     num_failed: int = 0
@@ -194,6 +198,8 @@ def _tally(rows: Iterable[Row]) -> _Tally:
         if tally.prompts.setdefault(task, prompt) != prompt:
             raise DataError(f"row {number}: task {task} has another prompt than in the rows before; one index is one task")
         tally.rewards.setdefault(task, []).append(_reward(row, number))
+        for name, value in _components(row):
+            tally.components.setdefault(name, {}).setdefault(task, []).append(value)
         agent = row.get("agent_ref")
         environment = row.get("environment_name") or (agent.get("name") if isinstance(agent, dict) else None)
         for name, names in ((environment, tally.environments), (row.get("category"), tally.categories)):
@@ -221,6 +227,13 @@ def _reward(row: Row, number: int) -> float:
     return float(reward)
 
 
+def _components(row: Row) -> Iterator[tuple[str, float]]:
+    parts = row.get("reward_components")
+    for name, value in parts.items() if isinstance(parts, dict) else ():
+        if isinstance(value, int | float) and math.isfinite(value):
+            yield name, float(value)
+
+
 def _prompt_digest(row: Row) -> bytes:
     prompt = (row.get("responses_create_params") or {}).get("input")
     return hashlib.sha256(orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)).digest()
@@ -244,6 +257,7 @@ def _summary(tally: _Tally, num_failed: int, ks: Sequence[int] | None) -> EvalSu
         cons_at_k={} if tally.answers is None else {k: mean_over_tasks(_consensus(tally, tally.answers, k)) for k in chosen},
         by_environment=_by_name(tally, tally.environments),
         by_category=_by_name(tally, tally.categories),
+        by_component={name: mean_reward(rewards) for name, rewards in sorted(tally.components.items())},
         best_at_k={k: mean_over_tasks([best_at_k(rewards, k) for rewards in tally.rewards.values()]) for k in chosen},
     )
 
@@ -292,6 +306,7 @@ def _described(summary: EvalSummary) -> dict[str, str]:
                 for name, one in found.items()
             }
             lines |= {f"{what} {name}": told for name, told in tasks.items()}
+    lines |= {f"component {name}": number_and_interval(one, ".3f") for name, one in summary.by_component.items()}
     if summary.num_not_played:
         lines["not played"] = f"{summary.num_not_played}, in no mean: a budget ended"
     solving = {f"pass@{k}": one for k, one in summary.pass_at_k.items()}

@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -105,13 +105,29 @@ def open_sources(paths: Sequence[Path], *, seekable: bool) -> Iterator[list[Sour
 def blocks(sources: Sequence[Source], *, size: int = BLOCK_BYTES, with_data: bool = True) -> Iterator[Block]:
     """All lines of all sources, in order. Without `with_data`, blocks of plain files leave their bytes to be read again."""
     for number, source in enumerate(sources):
-        line, offset = 1, 0
-        keep = with_data or source.compression is not None
+        begin = Block(source=number, first_line=1, offset=0, length=0, place=source.place, data=None)
         with open_plain(source.path, place=source.place) as file:
-            for data, length, num_lines in _read_blocks(file, size) if keep else _counted_blocks(file, size):
-                yield Block(source=number, first_line=line, offset=offset, length=length, place=source.place, data=data)
-                line += num_lines
-                offset += length
+            yield from _blocks_from(begin, file, size=size, with_data=with_data or source.compression is not None)
+
+
+def appended_blocks(
+    place: Path, *, offset: int, first_line: int, size: int = BLOCK_BYTES, with_data: bool = True
+) -> Iterator[Block]:
+    """The lines of a plain file from `offset` on, where the line `first_line` begins. Raises ConfigError for a file that cannot be
+    read."""
+    begin = Block(source=0, first_line=first_line, offset=offset, length=0, place=place, data=None)
+    with open_plain(place) as file:
+        file.seek(offset)
+        yield from _blocks_from(begin, file, size=size, with_data=with_data)
+
+
+def _blocks_from(begin: Block, file: BinaryIO, *, size: int, with_data: bool) -> Iterator[Block]:
+    """The blocks of `file`, read from where it stands: where `begin` does."""
+    line, offset = begin.first_line, begin.offset
+    for data, length, num_lines in _read_blocks(file, size) if with_data else _counted_blocks(file, size):
+        yield replace(begin, first_line=line, offset=offset, length=length, data=data)
+        line += num_lines
+        offset += length
 
 
 def _read_blocks(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:

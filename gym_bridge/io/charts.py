@@ -13,6 +13,8 @@ MAX_DRAWABLE = 1e100
 """Numbers beyond this are left out of charts like infinite ones: a span of them overflows."""
 MAX_DOTS = 240
 """A longer curve is drawn whole, with dots and their tooltips on this many of its points."""
+NUM_COLOURS = 8
+"""Of lines; the ninth has the first one's again."""
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 70, 548, 12, 212
 """Edges of the plotting area within the chart, in pixels of its viewBox; the labels of the axes stand outside."""
@@ -28,6 +30,23 @@ class Curve:
     y_label: str
     points: Sequence[Point]
     x_label: str = "step"
+    name: str = ""
+    """What the line is of, where there are others."""
+    others: Sequence["Line"] = ()
+    """Drawn beside it, each in a colour of its own, which a legend tells."""
+
+    @property
+    def lines(self) -> list["Line"]:
+        """Its own line and the others."""
+        return [Line(self.name, self.points), *self.others]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One of several lines of a chart."""
+
+    name: str
+    points: Sequence[Point]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,30 +142,49 @@ def _axis(
 
 def _curve_figure(curve: Curve) -> str:
     """The chart of a curve under its title and last value, above what it says in words."""
-    drawn = [point for point in curve.points if _drawable(point)]
-    skipped = len(curve.points) - len(drawn)
+    drawn = [point for line in curve.lines for point in line.points if _drawable(point)]
+    skipped = sum(len(line.points) for line in curve.lines) - len(drawn)
     words = [f"{len(drawn)} points" if len(drawn) != 1 else "1 point"]
     last = ""
     if drawn:
         values = [y for _, y in drawn]
-        words.append(f"lowest {number_text(min(values))}, highest {number_text(max(values))}, last {number_text(values[-1])}")
-        last = f'<span class="last">{number_text(values[-1])}</span>'
+        words.append(f"lowest {number_text(min(values))}, highest {number_text(max(values))}")
+        if not curve.others:
+            words[-1] += f", last {number_text(values[-1])}"
+            last = f'<span class="last">{number_text(values[-1])}</span>'
     if skipped:
         words.append(f"{skipped} not drawn: not a finite number, or beyond {MAX_DRAWABLE:g}")
     chart = _curve_svg(curve, drawn) if drawn else '<p class="empty">Nothing to draw</p>'
     caption = f'<figcaption class="muted">{"; ".join(words)}.</figcaption>'
-    return f'<figure class="card"><h2>{escaped(curve.title)}{last}</h2>{chart}{caption}</figure>'
+    return f'<figure class="card"><h2>{escaped(curve.title)}{last}</h2>{_lines_legend(curve)}{chart}{caption}</figure>'
+
+
+def _lines_legend(curve: Curve) -> str:
+    """Which colour is whose, with the last value of each line."""
+    if not curve.others:
+        return ""
+    told = []
+    for number, line in enumerate(curve.lines):
+        last = next((number_text(y) for x, y in reversed(line.points) if _drawable((x, y))), "none")
+        told.append(f'<span class="swatch {_colour(number)}"></span>{escaped(line.name)} {last}')
+    return f'<p class="legend">{" ".join(told)}</p>'
+
+
+def _colour(number: int) -> str:
+    return f"c{number % NUM_COLOURS}"
 
 
 def _curve_svg(curve: Curve, drawn: Sequence[Point]) -> str:
     """Grid, axes, line and dots; the line breaks where points are skipped."""
     x_axis = _axis([x for x, _ in drawn], start=LEFT, end=RIGHT, num_ticks=6)
     y_axis = _axis([y for _, y in drawn], start=BOTTOM, end=TOP, margin=0.06, num_ticks=5)
-    runs = [list(run) for drawable, run in itertools.groupby(curve.points, key=_drawable) if drawable]
-    path = " ".join(_path(run, x_axis, y_axis) for run in runs)
-    name = f"{curve.title}: {curve.y_label} against {curve.x_label}"
-    marks = _grid(x_axis, y_axis) + _labels(curve) + f'<path class="line" d="{path}"/>' + _dots(curve, drawn, x_axis, y_axis)
-    return _drawing(name, marks)
+    marks = [_grid(x_axis, y_axis), _labels(curve)]
+    for number, line in enumerate(curve.lines):
+        runs = [list(run) for drawable, run in itertools.groupby(line.points, key=_drawable) if drawable]
+        path = " ".join(_path(run, x_axis, y_axis) for run in runs)
+        marks.append(f'<path class="line {_colour(number)}" d="{path}"/>' if curve.others else f'<path class="line" d="{path}"/>')
+        marks.append(_dots(curve, number, x_axis, y_axis))
+    return _drawing(f"{curve.title}: {curve.y_label} against {curve.x_label}", "".join(marks))
 
 
 def _drawing(name: str, marks: str) -> str:
@@ -186,15 +224,18 @@ def _path(run: Sequence[Point], x_axis: _Axis, y_axis: _Axis) -> str:
     return f"M{places[0]} L{' '.join([places[0], *places[1:]])}"
 
 
-def _dots(curve: Curve, drawn: Sequence[Point], x_axis: _Axis, y_axis: _Axis) -> str:
+def _dots(curve: Curve, number: int, x_axis: _Axis, y_axis: _Axis) -> str:
     """Tooltips: a visible dot on a short curve, on a long one a dot that shows under the pointer; the last is always there."""
+    line = curve.lines[number]
+    drawn = [point for point in line.points if _drawable(point)]
+    whose = f"{escaped(line.name)}, " if curve.others else ""
     stride = math.ceil(len(drawn) / MAX_DOTS)
     kind = "dot" if len(drawn) <= MAX_DOTS // 4 else "dot faint"
     dots = []
-    for index in sorted({*range(0, len(drawn), stride), len(drawn) - 1}):
+    for index in sorted({*range(0, len(drawn), stride or 1), len(drawn) - 1} if drawn else ()):
         x, y = drawn[index]
-        words = f"{escaped(curve.x_label)} {number_text(x)}: {escaped(curve.y_label)} {number_text(y)}"
-        shown = "dot" if index == len(drawn) - 1 else kind
+        words = f"{whose}{escaped(curve.x_label)} {number_text(x)}: {escaped(curve.y_label)} {number_text(y)}"
+        shown = ("dot" if index == len(drawn) - 1 else kind) + (f" {_colour(number)}" if curve.others else "")
         place = f'cx="{x_axis.pixel(x):.2f}" cy="{y_axis.pixel(y):.2f}"'
         dots.append(f'<circle class="{shown}" {place} r="3"><title>{words}</title></circle>')
     return "".join(dots)

@@ -64,7 +64,7 @@ def render_sections(title: str, subtitle: str, sections: Sequence[Section]) -> s
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>"
-        f"<title>{escaped(title)}</title><style>{_STYLE}</style></head>\n<body><main>"
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n<body><main>"
         f'<header><h1>{escaped(title)}</h1><p class="muted">{escaped(subtitle)}</p></header>\n'
         + "\n".join(filter(None, map(_section, sections)))
         + "\n</main></body></html>\n"
@@ -113,13 +113,15 @@ def _cell(value: Cell) -> str:
     return f"<td{_NUMBER}>{number_text(value)}</td>"
 
 
-_STYLE = """
+STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #1b1f24; --muted: #5c6570; --rule: #e1e4e8; --line: #2458d3;
+  --c0: #2458d3; --c1: #c2410c; --c2: #15803d; --c3: #9333ea; --c4: #be185d; --c5: #0e7490; --c6: #a16207; --c7: #57534e;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #0f1216; --card: #181c22; --ink: #e6e9ee; --muted: #9aa4b0; --rule: #2b313a; --line: #7aa8ff; }
+  :root { --page: #0f1216; --card: #181c22; --ink: #e6e9ee; --muted: #9aa4b0; --rule: #2b313a; --line: #7aa8ff;
+    --c0: #7aa8ff; --c1: #fb923c; --c2: #4ade80; --c3: #c084fc; --c4: #f472b6; --c5: #22d3ee; --c6: #facc15; --c7: #a8a29e; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -141,6 +143,8 @@ svg text { fill: var(--muted); font-size: 11px; font-variant-numeric: tabular-nu
 svg .axis { font-size: 12px; }
 .grid { stroke: var(--rule); }
 .base { stroke: var(--muted); }
+.c0 { --line: var(--c0); } .c1 { --line: var(--c1); } .c2 { --line: var(--c2); } .c3 { --line: var(--c3); }
+.c4 { --line: var(--c4); } .c5 { --line: var(--c5); } .c6 { --line: var(--c6); } .c7 { --line: var(--c7); }
 .line { fill: none; stroke: var(--line); stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
 .dot { fill: var(--line); stroke: transparent; stroke-width: 8; }
 .faint { opacity: 0; }

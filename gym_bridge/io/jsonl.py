@@ -69,7 +69,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
         aside.replace(path)
         sync_path(path.parent)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ LOOK_S = 0.5
 def relayed(log: Path, stream: TextIO) -> Iterator[None]:
     """While the block lasts, whole lines that are appended to the log go to the stream too, but for the very last one: that is the
     end, of which the caller tells in its own words. The log need not be there yet."""
-    ended = threading.Event()
-    thread = threading.Thread(target=_relay, args=(log, stream, ended), name="relay", daemon=True)
+    ended, begin = threading.Event(), log.stat().st_size if log.exists() else 0
+    thread = threading.Thread(target=_relay, args=(log, begin, stream, ended), name="relay", daemon=True)
     thread.start()
     try:
         yield
@@ -23,8 +23,7 @@ def relayed(log: Path, stream: TextIO) -> Iterator[None]:
         thread.join()
 
 
-def _relay(log: Path, stream: TextIO, ended: threading.Event) -> None:
-    at = log.stat().st_size if log.exists() else 0
+def _relay(log: Path, at: int, stream: TextIO, ended: threading.Event) -> None:
     held = b""
     while True:
         last = ended.wait(LOOK_S)

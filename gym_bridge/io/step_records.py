@@ -76,6 +76,16 @@ def read_step(directory: Path, number: int) -> TrainStep:
         raise DataError(f"no record of a step: {error!r}", path=path) from error
 
 
+def recorded_origins(directory: Path, number: int) -> list[str]:
+    """Where the sequences of a recorded step come from, without reading their tokens. Raises DataError as `read_step` does."""
+    path = _place(directory, number)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return json.loads(stored["described"].tobytes())["origins"]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+        raise DataError(f"no record of a step: {error!r}", path=path) from error
+
+
 def recorded_steps(directory: Path) -> list[int]:
     """Numbers of the steps that are recorded, ascending; none where there is no such directory."""
     names = (path.stem.removeprefix("step_") for path in directory.glob("step_*.npz"))

@@ -9,7 +9,7 @@ class Dice(ResourceServer[DiceTask, Rolls]):
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
@@ -23,6 +23,7 @@ from gym_bridge.resource_servers.tools import Tool, tools_of
 from gym_bridge.schemas.rollouts import Item, Row
 
 Split = Literal["train", "heldout"]
+KnownAnswers = Mapping[str, Sequence[str | Sequence[str | Item]]]
 
 
 class Task(BaseModel):
@@ -175,6 +176,20 @@ class TaskServer(ABC, Generic[TaskT]):
     def read_tasks(cls, knobs: Any, records: Iterable[Record], *, seed: int) -> Iterator[Row]:
         """What `tasks_from` promises, from an instance of `FileKnobs`. Raises ConfigError where a server does not write it."""
         raise ConfigError(f"{cls.__name__} makes its tasks itself, and reads none from files")
+
+    @classmethod
+    def known_answers(cls, row: Row) -> KnownAnswers:
+        """Answers to a task by their worth, `good`, `bad` and `adversarial` ones, for `check-reward` and demonstrations.
+
+        Each is a text, or a list of texts and function calls, one a turn. Empty for a row that is no task of this server, and where
+        what the row tells of itself will do: its `expected_answer`, `solution` and `ground_truth`.
+        """
+        return {}
+
+    @classmethod
+    def known_answers_for(cls, settings: StrictModel, row: Row) -> KnownAnswers:
+        """`known_answers` for a server with these `settings`; a server that stands before others asks theirs."""
+        return cls.known_answers(row)
 
     async def start(self) -> None:
         """Called in the server's event loop before the first request: open pools and connections here."""

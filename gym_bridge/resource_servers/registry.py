@@ -14,7 +14,7 @@ from gym_bridge.config import Registry, StrictModel, load_config, validate
 from gym_bridge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gym_bridge.resource_servers.base import Split, TaskServer
+    from gym_bridge.resource_servers.base import KnownAnswers, Split, TaskServer
     from gym_bridge.schemas.rollouts import Row
 
 ENTRY_POINTS = "gym_bridge.resource_servers"
@@ -31,6 +31,7 @@ OURS = {
     "number_game": "gym_bridge.resource_servers.number_game.app:NumberGameServer",
     "office": "gym_bridge.resource_servers.office.app:OfficeServer",
     "reasoning": "gym_bridge.resource_servers.reasoning.app:ReasoningServer",
+    "refusal": "gym_bridge.resource_servers.refusal.app:RefusalServer",
     "reward_model": "gym_bridge.resource_servers.reward_model.app:RewardModelServer",
 }
 
@@ -53,12 +54,15 @@ def servers() -> "Registry[type[TaskServer]]":
 def load_server(name: str) -> "type[TaskServer]":
     """The server class that `name` means: a name, `package.module:Class`, `file.py`, `file.py:Class`, or a YAML file that tells.
 
-    Raises ConfigError with the nearest known name, or what the file holds.
+    Raises ConfigError with the nearest known name, what the file holds, or what the class lacks.
     """
     if _is_yaml(name):
         return load_server(load_config(ServerFile, files=[name]).server)
     path, _, wanted = name.partition(":")
-    return _from_file(Path(path), wanted) if path.endswith(".py") else servers().load(name)
+    kind = _from_file(Path(path), wanted) if path.endswith(".py") else servers().load(name)
+    if inspect.isabstract(kind):
+        raise ConfigError(f"{name}: {kind.__name__} lacks {', '.join(sorted(kind.__abstractmethods__))}")
+    return kind
 
 
 def make_server(name: str, *, overrides: Sequence[str] = (), shuffle_rewards: bool = False) -> "TaskServer":
@@ -78,6 +82,13 @@ def make_tasks(name: str, *, num_tasks: int, seed: int, split: "Split", **knobs:
     file = load_config(ServerFile, files=[name])
     kind = load_server(file.server)
     return kind.tasks_for(validate(kind.Settings, file.settings), num_tasks=num_tasks, seed=seed, split=split, **knobs)
+
+
+def written_answers(name: str, row: "Row") -> "KnownAnswers":
+    """What the server that `name` means knows of the worth of answers to a task of its own. Raises ConfigError."""
+    kind = load_server(name)
+    given = load_config(ServerFile, files=[name]).settings if _is_yaml(name) else {}
+    return kind.known_answers_for(validate(kind.Settings, given), row) if given else kind.known_answers(row)
 
 
 def read_tasks(name: str, files: Sequence[Path], *, seed: int, **knobs: Any) -> "Iterator[Row]":

@@ -29,6 +29,8 @@ class Play:
     model: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
     """Seconds by stage: seed, model, tools, verify, ..."""
+    waits_s: list[tuple[str, float]] = field(default_factory=list)
+    """The same one by one, in their order: each model call, each round of tool calls."""
     as_played: Row = field(default_factory=dict)
     """`responses_create_params` and `response` once all turns are played: what a failed verification can be repeated with."""
     stage: str = "start"
@@ -38,7 +40,7 @@ class Play:
 
     @contextmanager
     def waiting_for(self, stage: str, *, counted_as: str | None = None) -> Iterator[None]:
-        """The block waits for `stage`; its seconds are added to `timings_s` under that name, or under `counted_as`."""
+        """The block waits for `stage`; its seconds go to `timings_s` and `waits_s` under that name, or under `counted_as`."""
         started = self.since = time.monotonic()
         self.stage = stage
         name = counted_as or stage
@@ -46,7 +48,9 @@ class Play:
             yield
         finally:
             self.since = time.monotonic()
-            self.timings_s[name] = self.timings_s.get(name, 0.0) + self.since - started
+            seconds = self.since - started
+            self.timings_s[name] = self.timings_s.get(name, 0.0) + seconds
+            self.waits_s.append((name, seconds))
 
     def add(self, turn: Turn) -> None:
         """Take what a model call gave."""

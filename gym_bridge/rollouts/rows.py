@@ -86,4 +86,5 @@ def _bridge_fields(play: Play, *, attempt: int, elapsed_s: float) -> BridgeField
         attempt=attempt,
         policy_versions=[turn.policy_version for turn in play.turns],
         timings_s={"total": round(elapsed_s, 6)} | {name: round(seconds, 6) for name, seconds in play.timings_s.items()},
+        waits_s=[(name, round(seconds, 6)) for name, seconds in play.waits_s],
     )

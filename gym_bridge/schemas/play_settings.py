@@ -10,6 +10,10 @@ from pydantic import Field, PlainValidator, PositiveFloat, PositiveInt, field_va
 from gym_bridge.config import JsonObject, StrictModel
 from gym_bridge.schemas.remote_names import FileName
 
+KNOWN_ANSWERS, TRIED_ANSWERS = "known-answers", "tried-answers"
+"""Models that say what tasks tell of answers: the right ones, or all that check-reward tries."""
+"""The policy that says what is known to be right."""
+
 
 def _repeats(value: Any) -> int | dict[str, int]:
     try:
@@ -63,8 +67,9 @@ class ModelSettings(StrictModel):
     """The policy that plays, and how it is asked."""
 
     model: str = "smollm2-135m"
-    """Without --model-url: a run, a checkpoint, a directory, a GGUF file or a registry name, played in this process. With it: the
-    model's name on the wire, sent as it is."""
+    """Without --model-url: a run, a checkpoint, a directory, a GGUF file or a registry name, played in this process; or
+    known-answers, which says what the tasks tell to be right: demonstrations; or tried-answers, which says all that check-reward
+    tries, right, wrong and adversarial by turns: pairs for a reward model. With it: the model's name on the wire, as it is."""
     model_url: tuple[str, ...] = ()
     """Base URL of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; its key comes from OPENAI_API_KEY. Given more
     than once: replicas, of which a rollout keeps to one."""
@@ -202,6 +207,11 @@ class PlaySettings(BudgetSettings, LimitSettings, SamplingSettings, ModelSetting
         if self.workers > 1 and self.played_by == "process":
             raise ValueError(f"--workers {self.workers}: {PLAYED_BY_ONE}")
         return self
+
+    @property
+    def samples_here(self) -> bool:
+        """Whether a model is played in this process."""
+        return self.played_by == "process" and self.model not in (KNOWN_ANSWERS, TRIED_ANSWERS)
 
     @property
     def played_by(self) -> Literal["agent", "process", "wire", "tokens"]:

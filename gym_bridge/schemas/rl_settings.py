@@ -28,6 +28,11 @@ class TaskFile(StrictModel):
     server: str | None = None
     """Resource server of these tasks, a URL or the name of one of ours; null: env.server."""
 
+    @property
+    def called(self) -> str:
+        """Its environment in metrics."""
+        return self.name or self.path.name.split(".", 1)[0]
+
 
 class CurriculumSettings(StrictModel):
     """Which tasks are worth playing, by how often the policy solved them of late."""
@@ -53,7 +58,8 @@ class GRPOData(StrictModel):
     """How many tasks it makes."""
     validation: dict[str, Path] = Field(default={})
     """Held-out task files by name, such as {held_out: heldout.jsonl}, played greedily and sampled every trainer.validate_every
-    steps; each name begins its metrics: validation/held_out/reward."""
+    steps; each name begins its metrics: validation/held_out/reward. Played at env.server; where files of `train` have servers of
+    their own, at that of the file with the set's name."""
     validation_repeats: PositiveInt = 1
     """Sampled rollouts of each held-out task, beside the greedy one."""
     curriculum: CurriculumSettings | None = None
@@ -80,6 +86,17 @@ class GRPOData(StrictModel):
         if len(given) > 1:
             told = " and ".join(f"data.{name}" for name in given)
             raise ValueError(f"expected one of data.train, data.rollouts, data.groups and data.replay, got {told}")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_somewhere(self) -> "GRPOData":
+        """Raises ValueError for a held-out set that files with servers of their own leave without a place to be played."""
+        names = [one.called for one in self.files]
+        if any(one.server is not None for one in self.files) and (astray := [one for one in self.validation if one not in names]):
+            raise ValueError(
+                f"data.validation.{astray[0]}: files of data.train have servers of their own; call it as the one at whose "
+                f"server it is played: {', '.join(names)}"
+            )
         return self
 
     @property

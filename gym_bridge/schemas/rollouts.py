@@ -93,6 +93,8 @@ class BridgeFields(TypedDict, total=False):
     policy_versions: list[int]
     turn_rewards: list[float]
     timings_s: dict[str, float]
+    waits_s: list[tuple[str, float]]
+    """(stage, seconds) of each wait, in order: seed, model, tools, model, ..., verify."""
     failure: dict[str, Any]
 
 

@@ -220,6 +220,9 @@ class AlarmSettings(StrictModel):
     """Mean length of completions, as a share of the first steps', below which it has collapsed; null: not watched."""
     max_without_signal: float | None = Field(default=0.9, gt=0, lt=1)
     """Share of the last five batches' groups without a signal above which hardly anything is learnt from; null: not watched."""
+    min_spread_ratio: float | None = Field(default=0.1, gt=0, lt=1)
+    """Deviation of the last five batches' rewards, as a share of the first five's, below which they tell nothing apart; null: not
+    watched."""
     max_failed: float | None = Field(default=0.2, gt=0, lt=1)
     """Share of a batch's rollouts that may fail; null: not watched."""
     heldout_patience: PositiveInt | None = 3

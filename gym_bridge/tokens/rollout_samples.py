@@ -10,7 +10,7 @@ from gym_bridge.schemas.rollouts import RolloutKey, Row
 from gym_bridge.schemas.tokens import TrainingSequence, TurnTokens
 from gym_bridge.tokens.chat_samples import weight_of
 from gym_bridge.tokens.conversation_samples import TrainOn
-from gym_bridge.tokens.rollout_turns import RolloutTurns
+from gym_bridge.tokens.rollout_turns import RolloutTurns, token_directory
 from gym_bridge.tokens.trajectory import build_trajectory, training_sequences
 
 
@@ -43,11 +43,6 @@ class RolloutSamples:
             sequences = [_trained_at_the_end(sequences[-1], len(turns[-1].completion_ids))]
         weight = weight_of(row, self._weight)
         return tuple(replace(one, weight=weight) for one in sequences)
-
-
-def token_directory(path: Path) -> Path:
-    """`R.tokens` for `R.jsonl`, `R.jsonl.gz` and `R.jsonl.zst`."""
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".jsonl") + ".tokens")
 
 
 def _last_segment(turns: tuple[TurnTokens, ...]) -> tuple[TurnTokens, ...]:

@@ -40,6 +40,11 @@ class RolloutTurns:
             raise
 
 
+def token_directory(path: Path) -> Path:
+    """`R.tokens` for `R.jsonl`, `R.jsonl.gz` and `R.jsonl.zst`."""
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".jsonl") + ".tokens")
+
+
 def attempt_of(row: Row) -> int:
     """Which attempt at its rollout a row tells of; 0 where it does not say."""
     ours = row.get("gym_bridge")

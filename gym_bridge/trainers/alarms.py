@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 LAST_BATCHES = 5
 """Batches whose groups without a signal are looked at together."""
 FIRST_STEPS = 5
-"""Steps whose mean length of completions later ones are compared with."""
+"""Steps whose mean length of completions, and whose spread of rewards, later ones are compared with."""
 
 
 class Alarms:
     """Looks at the metrics of each step and of each validation, in the order in which they come.
 
-    Read are `entropy`, `kl`, `gap`, `completion_tokens`, `reward`, and the counts of groups and rollouts of steps, and
-    `validation/NAME/reward`.
+    Read are `entropy`, `kl`, `gap`, `completion_tokens`, `reward`, `reward_std`, and the counts of groups and rollouts of
+    steps, and `validation/NAME/reward`.
     """
 
     def __init__(self, settings: AlarmSettings):
@@ -30,6 +30,8 @@ class Alarms:
         self._on: set[str] = set()
         self._first_lengths: list[float] = []
         self._without_signal: list[float] = []
+        self._first_spreads: list[float] = []
+        self._last_spreads: list[float] = []
         self._trend = _Trend()
 
     def check(self, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -50,13 +52,19 @@ class Alarms:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which `load_state_dict` continues."""
-        lists = {"first_lengths": list(self._first_lengths), "without_signal": list(self._without_signal)}
+        lists = {
+            "first_lengths": list(self._first_lengths),
+            "without_signal": list(self._without_signal),
+            "first_spreads": list(self._first_spreads),
+            "last_spreads": list(self._last_spreads),
+        }
         return {"on": sorted(self._on), **lists, "trend": asdict(self._trend)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the metrics of `state`."""
         self._on, self._first_lengths = set(state["on"]), list(state["first_lengths"])
         self._without_signal = list(state.get("without_signal", []))
+        self._first_spreads, self._last_spreads = list(state.get("first_spreads", [])), list(state.get("last_spreads", []))
         self._trend = _Trend(**state["trend"])
 
     def looked_at(self, metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str | None]]:
@@ -85,6 +93,8 @@ class Alarms:
             share = metrics.get("num_groups_without_signal", 0) / groups
             self._without_signal = [*self._without_signal, share][-LAST_BATCHES:]
             yield "signal", _signal(self._without_signal, limits.max_without_signal)
+        if limits.min_spread_ratio is not None and "reward" in metrics and "reward_std" in metrics:
+            yield "spread", self._spread(metrics["reward"], metrics["reward_std"], limits.min_spread_ratio)
         if limits.max_failed is not None and rollouts:
             yield "failures", _failures(metrics.get("num_failed", 0) / rollouts, limits.max_failed)
 
@@ -99,6 +109,24 @@ class Alarms:
             f"completions have collapsed: {tokens:.4g} tokens on average, {tokens / first:.2f} of the {first:.4g} of the first "
             f"{FIRST_STEPS} steps, below trainer.alarms.min_length_ratio={least:g}; look at the rollouts: an empty answer may earn "
             "as much as an honest one; try a lower policy.lr, or algorithm.beta > 0"
+        )
+
+    def _spread(self, mean: float, spread: float, least: float) -> str | None:
+        """The mean reward against its spread: a policy that has found one trick for all tasks earns the same everywhere."""
+        if len(self._first_spreads) < FIRST_STEPS:
+            self._first_spreads.append(spread)
+            return None
+        self._last_spreads = [*self._last_spreads, spread][-LAST_BATCHES:]
+        first = math.fsum(self._first_spreads) / FIRST_STEPS
+        last = math.fsum(self._last_spreads) / len(self._last_spreads)
+        if len(self._last_spreads) < LAST_BATCHES or last >= least * first:
+            return None
+        return (
+            f"the rewards hardly differ any more: a deviation of {last:.3g} over the last {LAST_BATCHES} batches, "
+            f"{last / first:.2f} of the {first:.3g} of the first {FIRST_STEPS}, below "
+            f"trainer.alarms.min_spread_ratio={least:g}, at a mean reward of {mean:.3g}: all tasks are solved or failed, or "
+            "one answer pleases the verifier everywhere; look at the rollouts (gym-bridge view), at held-out tasks, and take tasks "
+            "that are solved sometimes"
         )
 
     def _held_out(self, metrics: Mapping[str, float], patience: int) -> Iterator[tuple[str, str | None]]:

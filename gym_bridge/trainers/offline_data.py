@@ -9,7 +9,7 @@ from typing import Any
 
 from gym_bridge.io.digests import digest_file, digest_json
 from gym_bridge.schemas.data_settings import OfflineData
-from gym_bridge.tokens.rollout_samples import token_directory
+from gym_bridge.tokens.rollout_turns import token_directory
 from gym_bridge.tokens.sample_cache import FORMAT, SampleCache, digest_code
 from gym_bridge.tokens.sample_files import Limits, SampleReader, Samples, Unit, read_samples
 from gym_bridge.tokens.tokenizer import digest_tokenizer, vocabulary_size

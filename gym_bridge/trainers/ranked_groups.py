@@ -24,8 +24,7 @@ from gym_bridge.errors import ConfigError, DataError, nearest
 from gym_bridge.io.blocks import RangeReader, open_plain, open_sources
 from gym_bridge.io.jsonl import parse_line, read_jsonl
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Rollout, RolloutKey, Row
-from gym_bridge.tokens.rollout_samples import token_directory
-from gym_bridge.tokens.rollout_turns import RolloutTurns
+from gym_bridge.tokens.rollout_turns import RolloutTurns, token_directory
 from gym_bridge.trainers.experience import version_of
 from gym_bridge.trainers.group_stream import PlayedGroup
 from gym_bridge.trainers.stored_groups import played_group

@@ -14,7 +14,7 @@ import numpy as np
 from gym_bridge.errors import ConfigError
 from gym_bridge.rollouts.rows import AGENT_REF
 from gym_bridge.schemas.rollouts import Group, Rollout
-from gym_bridge.tokens.rollout_samples import token_directory
+from gym_bridge.tokens.rollout_turns import token_directory
 from gym_bridge.trainers.group_stream import PlayedGroup
 from gym_bridge.trainers.stored_rollouts import StoredRollouts
 

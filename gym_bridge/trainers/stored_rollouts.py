@@ -18,8 +18,7 @@ from gym_bridge.io.rollout_reader import PLACEHOLDER, RolloutView, view_row
 from gym_bridge.rollouts.models.sampled_params import distorting
 from gym_bridge.schemas.rollouts import ROLLOUT_INDEX, TASK_INDEX, Rollout, RolloutKey, Row
 from gym_bridge.schemas.tokens import TurnTokens
-from gym_bridge.tokens.rollout_samples import token_directory
-from gym_bridge.tokens.rollout_turns import RolloutTurns, attempt_of
+from gym_bridge.tokens.rollout_turns import RolloutTurns, attempt_of, token_directory
 from gym_bridge.trainers.experience import MAX_LOGPROB, version_of
 
 WITHOUT_REWARD = ("not_verified", "no_reward")

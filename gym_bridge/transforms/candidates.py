@@ -16,6 +16,7 @@ from gym_bridge.transforms.expressions import Expression, parse_expression
 from gym_bridge.transforms.grpo import OUTPUT_FIELD
 from gym_bridge.transforms.plan import Plan
 from gym_bridge.transforms.row_columns import fields_read, rollout_columns
+from gym_bridge.transforms.task_join import TaskJoin
 
 
 class Candidate(Struct, kw_only=True):
@@ -51,7 +52,10 @@ class CandidateReader:
         reads_items = plan.format.reads_items or plan.needs_content or plan.with_statistics
         self._glances = not reads_items and names <= GLANCED
         joins = bool(self._task_fields) or self._format.task_line is not None
-        self._task_inputs = [TaskInputs(path) if path and joins else None for path in plan.task_inputs]
+        self._joins = [
+            TaskJoin(inputs=TaskInputs(path) if path and joins else None, fields=self._task_fields, decode=self._decoder.decode)
+            for path in plan.task_inputs
+        ]
 
     def read(self, line: bytes, source: int) -> Candidate:
         """What `line` of input number `source` may become. Raises DataError, without path and line, for a bad row."""
@@ -60,7 +64,7 @@ class CandidateReader:
             if line.strip() == PLACEHOLDER:
                 return Candidate(reason="not_a_rollout")
             row = self._decoder.decode(line)
-            view = view_row(self._joined(row, source) if self._task_fields else row)
+            view = view_row(self._joins[source].joined(row) if self._task_fields else row)
         reason = view.drop_reason()
         if self._reward is not None and reason in (None, "no_reward"):
             view = replace(view, reward=_number(self._reward, view))
@@ -80,7 +84,7 @@ class CandidateReader:
 
     def task_line(self, line: bytes, source: int) -> bytes:
         """The task's row among the materialized inputs, as bytes; `line` itself where there is none."""
-        inputs = self._task_inputs[source]
+        inputs = self._joins[source].inputs
         index = self._decoder.decode(line).get(TASK_INDEX) if inputs is not None else None
         return (inputs.line(index) if inputs is not None and type(index) is int else None) or line
 
@@ -95,18 +99,6 @@ class CandidateReader:
             if not holds:
                 return "where" if holds is not None else "where_unknown"
         return None
-
-    def _joined(self, row: Row, source: int) -> Row:
-        """`row` with the fields of its task that somebody asks for, and that it lacks or has as null or as an empty text."""
-        inputs = self._task_inputs[source]
-        if inputs is None or all(row.get(name) not in (None, "") for name in self._task_fields):
-            return row
-        index = row.get(TASK_INDEX)
-        line = inputs.line(index) if type(index) is int else None
-        if line is None:
-            return row
-        task = self._decoder.decode(line)
-        return row | {name: task[name] for name in self._task_fields if row.get(name) in (None, "") and name in task}
 
 
 def _task_fields(plan: Plan, names: frozenset[str]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -23,6 +24,9 @@ Result = TypeVar("Result")
 
 WAITING_PER_WORKER = 3
 """Items that are begun or wait for a worker, so that none is idle and memory stays bounded."""
+
+LONGEST_TEMPORARY_DIRECTORY = 64
+"""Bytes of its path that leave room, in the 104 to 108 of a Unix socket's, for the names that multiprocessing adds."""
 
 CTRL_C_HEARD_WITHIN_S = 0.2
 """Seconds between two looks for a result."""
@@ -108,12 +112,23 @@ class Processes:
                 self._spool = tempfile.TemporaryDirectory(prefix="gym-bridge-workers-", ignore_cleanup_errors=True)
             except OSError as error:
                 raise ConfigError(f"cannot make a temporary directory: {error.strerror}; TMPDIR may name another disk") from None
+            _keep_sockets_short()
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(self._imports)
             self._pipe = context.Pipe(duplex=False)
             told = (self._pipe[0], Path(self._spool.name))
             self._pool = ProcessPoolExecutor(self.num, mp_context=context, initializer=_begin, initargs=told)
         return self._pool
+
+
+def _keep_sockets_short() -> None:
+    """Have the socket of multiprocessing's fork server in /tmp where TMPDIR is too long for a socket's path."""
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY_DIRECTORY:
+        kept, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            get_temp_dir()  # it keeps to the one that it makes
+        finally:
+            tempfile.tempdir = kept
 
 
 class _Parcel(NamedTuple):

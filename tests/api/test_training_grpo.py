@@ -91,6 +91,21 @@ def test_held_out_tasks_are_played_greedily_and_sampled(start, tmp_path, tasks):
     assert len(log) == 2 * 2 * 4  # of training alone
 
 
+def test_held_out_tasks_of_several_environments_are_played_each_at_its_own(start, tmp_path, tasks):
+    with serving_letters("letters=0123456789") as digits:
+        files = f"[{{path: {tasks}, name: vowels}}, {{path: {tasks}, name: digits, server: '{digits}'}}]"
+        held_out = f"data.validation={{digits: {tasks}, vowels: {tasks}}}"
+        start("run", f"data.train={files}", held_out, "trainer.validate_every=1", "algorithm.tasks_per_step=2")
+        with pytest.raises(ConfigError, match=r"data.validation.odd: .* call it as the one .*: vowels, digits"):
+            start("other", f"data.train={files}", f"data.validation.odd={tasks}", "trainer.validate_every=1")
+    for name, letters in (("vowels", "aeiou"), ("digits", "0123456789")):
+        played = rows(tmp_path / "run" / "validation" / f"{name}_step_00000002.jsonl")
+        assert len(played) == 8
+        for row in played:
+            text = row["response"]["output"][-1]["content"][0]["text"]
+            assert row["reward"] == pytest.approx(sum(one in letters for one in text) / max(1, len(text)))
+
+
 def test_tasks_that_teach_nothing_rest(start, tmp_path):
     start("run", "data.curriculum={solved_reward: 0.0}", "algorithm.group_size=2", "trainer.max_steps=6")  # all count as solved
     found = steps(tmp_path / "run")

@@ -117,7 +117,7 @@ def lasting(path: Path) -> dict[tuple[int, int], Any]:
         key = (row["_ng_task_index"], row["_ng_rollout_index"])
         assert key not in found
         row.get("response", {}).pop("created_at", None)
-        for name in ("timings_s", "attempt"):
+        for name in ("timings_s", "waits_s", "attempt"):
             del row["gym_bridge"][name]
         row.pop("_ng_attempt_index", None)
         found[key] = row

@@ -10,6 +10,8 @@ from gym_bridge.io.inline_tokens import inline_turns
 from gym_bridge.io.token_store import TokenStore
 from gym_bridge.resource_servers.process import ServerProcess
 
+LETTERS = f"{Path(__file__).parents[1] / 'api' / 'letters.py'}:Letters"
+
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -187,3 +189,40 @@ def test_an_evaluation_that_a_budget_ended_says_so(gym_bridge, adder, tasks: Pat
     assert "4, in no mean: a budget ended" in ended.out
     none = gym_bridge(*argv[:3], "--output", tmp_path / "none.jsonl", *adder, "--time-budget-s", 0.001)
     assert (none.code, "no task was played" in none.err) == (1, True)
+
+
+def test_what_is_known_to_be_right_is_played_as_demonstrations(gym_bridge, tmp_path: Path):
+    tasks, output = tmp_path / "t.jsonl", tmp_path / "r.jsonl"
+    assert gym_bridge("tasks", "calculator", "depth=2", "--num-tasks", "3", "--output", tasks).code == 0
+    known = ("--server", "calculator", "--model", "known-answers", "--quiet")
+    ended = gym_bridge("collect", "--input", tasks, "--output", output, *known)
+    assert ended.code == 0, ended.err
+    assert [(row["reward"], row["gym_bridge"]["num_tool_calls"]) for row in rows(output)] == [(1.0, 2)] * 3
+    manifest = json.loads((tmp_path / "r_manifest.json").read_text())
+    assert "known-answers" in json.dumps(manifest)
+
+
+def test_all_that_is_known_is_played_by_turns_with_the_verifiers_reward(gym_bridge, tmp_path: Path):
+    tasks, output = tmp_path / "t.jsonl", tmp_path / "r.jsonl"
+    assert gym_bridge("tasks", "arithmetic", "--num-tasks", "2", "--output", tasks).code == 0
+    tried = ("--server", "arithmetic", "--model", "tried-answers", "--num-repeats", 12, "--quiet")
+    ended = gym_bridge("collect", "--input", tasks, "--output", output, *tried)
+    assert ended.code == 0, ended.err
+    played = rows(output)
+    assert len({(row["_ng_task_index"], row["_ng_rollout_index"]) for row in played}) == 24
+    first = {row["_ng_rollout_index"]: row for row in played if row["_ng_task_index"] == 0}
+    a, b = first[0]["operands"]
+    said = [first[number]["response"]["output"][-1]["content"][0]["text"] for number in range(12)]
+    assert said[:3] == [f"{a} + {b} = {a + b}", f"{a} + {b} = {a + b + 1}", f"{a} + {b} = {a}"]
+    assert "" in said  # nothing is an answer too
+    assert said[11] == said[0]  # eleven are known: they come in a circle
+    assert [first[number]["reward"] for number in range(12)] == [1.0, *[0.0] * 10, 1.0]
+
+
+def test_a_task_without_a_known_answer_is_refused_before_anything_is_played(gym_bridge, tmp_path: Path):
+    tasks = tmp_path / "t.jsonl"
+    tasks.write_text(json.dumps({"responses_create_params": {"input": "Hello"}}) + "\n")
+    known = ("--server", LETTERS, "--model", "known-answers", "--quiet")
+    ended = gym_bridge("collect", "--input", tasks, "--output", tmp_path / "r.jsonl", *known)
+    assert ended.code == 2
+    assert "task 0 tells no right answer" in ended.err

@@ -144,6 +144,23 @@ def test_hints_stand_beside_other_mistakes(gym_bridge):
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.train=[{path: a.jsonl, wieght: 3}]"], "data.train.0.wieght"),
+        (["data.train=[{path: a.jsonl, weight: 0}]"], "data.train.0.weight=0: Input should be greater than 0"),
+        (
+            ["data.train=[{path: a.jsonl, server: code}]", "data.validation.b=b"],
+            "data.validation.b: files of data.train",
+        ),
+        (["data.train=a", "data.rollouts=b"], "expected one of data.train, data.rollouts, data.groups and data.replay"),
+    ],
+)
+def test_what_is_wrong_within_a_section_is_told_although_nemo_rl_has_one_of_that_name(gym_bridge, overrides, told):
+    ended = gym_bridge("train", "grpo", "env.server=a", *overrides)
+    assert (ended.code, told in ended.err) == (2, True), ended.err
+
+
 @pytest.mark.parametrize("override", ["env.servr=a", "policy.lrr=1", "trainer.max_step=1"])
 def test_a_plain_typo_is_no_key_of_nemo_rl(gym_bridge, override):
     ended = gym_bridge("train", "grpo", override, "data.train=a", "env.server=a")
@@ -153,11 +170,11 @@ def test_a_plain_typo_is_no_key_of_nemo_rl(gym_bridge, override):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_whole_config_of_nemo_rl_is_recognised(gym_bridge, verb, tmp_path):
-    theirs = yaml.safe_load((CONFIGS / "common.yaml").read_text()) | yaml.safe_load((CONFIGS / f"{verb}.yaml").read_text())
-    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(theirs))
+    for name in (f"{verb}.yaml", "common.yaml"):  # one of which is the other's defaults
+        (tmp_path / name).write_text((CONFIGS / name).read_text())
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(yaml.safe_dump(read_nemo_rl_config(CONFIGS / f"{verb}.yaml")))
-    for file in (tmp_path / "theirs.yaml", resolved):  # with their functions, which are not ours, and without
+    for file in (tmp_path / f"{verb}.yaml", resolved):  # with their functions, which are not ours, and without
         ended = gym_bridge("train", verb, "--config", file)
         assert ended.code == 2
         assert "more such keys: this is a config of NeMo RL, of which gym-bridge nemo-rl import FILE makes one of ours" in ended.err

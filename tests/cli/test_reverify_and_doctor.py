@@ -67,6 +67,14 @@ def test_failed_verifications_are_scored_and_other_failures_are_not(gym_bridge, 
     assert "_ng_failure_class" not in row
 
 
+def test_where_no_verification_failed_there_is_nothing_to_score_and_nothing_wrong(
+    gym_bridge, rollouts: Path, server: str, tmp_path
+):
+    again = tmp_path / "again.jsonl"
+    ended = gym_bridge("reverify", "--input", rollouts, "--output", again, "--server", server, "--force", "--only", "failed")
+    assert (ended.code, ended.out.splitlines()[0]) == (0, f"{again}: 0 requested = 0 completed + 0 truncated"), ended.err
+
+
 def test_a_server_that_needs_a_session_is_refused_without_force(gym_bridge, rollouts: Path, server: str, tmp_path: Path):
     ended = gym_bridge("reverify", "--input", rollouts, "--output", tmp_path / "again.jsonl", "--server", server)
     assert ended.code == 2

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gym_bridge.cli.train import find_config
 from gym_bridge.config import load_config
 from gym_bridge.errors import ConfigError
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings
+from gym_bridge.schemas.shipped_configs import find_config
 
-RECIPES = Path(__file__).parents[2] / "gym_bridge" / "recipes"
-SHIPPED = {f"{path.parent.name}/{path.stem}": path for path in sorted(RECIPES.glob("*/*.yaml"))}
+CONFIGS = Path(__file__).parents[2] / "gym_bridge" / "configs"
+SHIPPED = {f"{path.parent.name}/{path.stem}": path for path in sorted(CONFIGS.glob("*/*.yaml"))}
 NEEDED = {"data.train": "x", "env.server": "arithmetic", "policy.model": "runs/sft"}
 
 

@@ -224,3 +224,13 @@ def test_a_comparison_in_markdown_says_how_sure_it_is():
     assert lines[0] == "|  | before | after |"
     assert lines[-2:] == ["- difference: +1.000 (95 % +1.000 to +1.000), p < 0.001", "- tasks: 2 won, 0 lost, 0 tied"]
     assert compare(rollouts([0.0], [0.0]), rollouts([1.0], [0.0])).to_text().splitlines()[-2].endswith(", p = 0.500")
+
+
+def test_parts_of_the_reward_are_means_over_the_tasks_that_have_them():
+    parts = [(0, {"right": 1.0, "short": 0}), (0, {"right": 0.0}), (1, {"right": 1.0}), (2, {"note": "text", "odd": math.nan})]
+    rows = [rollout(task, 1.0, reward_components=one) for task, one in parts]
+    summary = summarize(rows, num_failed=0)
+    assert means(summary.by_component) == {"right": 0.75, "short": 0.0}
+    assert (summary.by_component["right"].num_tasks, summary.by_component["short"].num_tasks) == (2, 1)
+    assert "component right" in summary.to_text()
+    assert summarize(rollouts([1.0]), num_failed=0).by_component == {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gym_bridge.api.models import model_directory
-from gym_bridge.errors import ContextOverflowError, PolicyError
+from gym_bridge.errors import ContextOverflowError, DataError, PolicyError
 from gym_bridge.policy.loading import load_module
 from gym_bridge.policy.samplers import local
 from gym_bridge.policy.samplers.generation import generate
@@ -108,7 +108,7 @@ def test_nothing_is_kept_for_rollouts_that_ended_while_a_batch_was_under_way(mod
 
 @pytest.mark.parametrize(("setting", "value"), [("top_p", 0.9), ("top_k", 20)])
 def test_settings_that_cut_the_distribution_are_refused_by_name(module, setting, value):
-    with closing(LocalSampler(module)) as sampler, pytest.raises(PolicyError, match=f"{setting}={value}: the in-process sampler"):
+    with closing(LocalSampler(module)) as sampler, pytest.raises(DataError, match=f"{setting}={value}: the in-process sampler"):
         asyncio.run(sampler.sample((5,), SamplingParams(max_tokens=1, **{setting: value}), key=SampleKey(0, 0, 0, 0)))
 
 

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from gym_bridge.cli.main import cli
-from gym_bridge.errors import ConfigError, PolicyError
+from gym_bridge.errors import ConfigError
 from gym_bridge.io.jsonl import write_jsonl
 from gym_bridge.recipes.quickstart.job import Progress, Quickstart, Stage, _run, open_quickstart, stages
 from gym_bridge.recipes.quickstart.report import tree, verdict
@@ -138,7 +138,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path):
 
 def test_a_command_that_fails_ends_the_quickstart_with_its_exit_code(tmp_path: Path):
     said: list[str] = []
-    with pytest.raises(PolicyError, match="exit code 2"):
+    with pytest.raises(ConfigError, match="exit code 2"):
         _run(Stage(name="tasks", argv=("tasks", "arithmetik", "--output", str(tmp_path / "tasks.jsonl"))), said.append)
     assert said == [f"\n$ gym-bridge tasks arithmetik --output {tmp_path}/tasks.jsonl"]
 

@@ -43,8 +43,8 @@ def jsonl(path: Path, *records: dict) -> Path:
         (AIME_2025, "2", {"id": "0"}),
         (AIME_CAPITALS, "2", {"id": "2024-I-1"}),
         (MATH_500, "2", {"category": "Algebra", "level": 5, "unique_id": "test/1.json"}),
-        (MATH, r"\frac{4}{2}", {"category": "Algebra", "level": "Level 5"}),
-        (GSM8K, "2", {}),
+        (MATH, r"\frac{4}{2}", {"category": "Algebra", "level": "Level 5", "solution": MATH["solution"]}),
+        (GSM8K, "2", {"solution": r"1 and 1 are 2. \boxed{2}"}),
     ],
 )
 def test_problems_become_tasks_of_math(record, answer, more, tmp_path):

@@ -211,6 +211,16 @@ def test_settings_come_from_a_yaml_file_and_overrides_and_typos_are_refused(tmp_
         make_server(str(path))
 
 
+def test_a_server_that_lacks_a_part_is_the_users_mistake(tmp_path: Path):
+    path = tmp_path / "half.py"
+    path.write_text(
+        "from gym_bridge.resource_servers.base import ResourceServer, Task\n"
+        "class Half(ResourceServer[Task, None]):\n    async def seed(self, task): ...\n"
+    )
+    with pytest.raises(ConfigError, match=r"Half lacks make_tasks, verify"):
+        load_server(str(path))
+
+
 def test_a_file_of_several_servers_is_asked_which(tmp_path: Path):
     path = tmp_path / "two.py"
     path.write_text(f"from {__name__} import Lift\nclass A(Lift): pass\nclass B(Lift): pass\n")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ pytest.importorskip("math_verify", reason="needs the servers extra: pip install 
 
 from gym_bridge.resource_servers.math.app import MathServer
 from gym_bridge.resource_servers.math.boxes import last_box, refusal
+from gym_bridge.resource_servers.math.problems import KINDS
 
 HANGS = "9^{9^{9^{9}}}"
 RIGHT = [
@@ -124,12 +126,31 @@ def test_the_splits_share_no_question_whatever_their_seeds_and_a_seed_gives_the_
     assert not train & heldout
 
 
-@pytest.mark.parametrize("kind", ["linear_equation", "fraction", "percentage", "system"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_answer_of_a_task_scores_and_another_does_not(kind: str):
     tasks = rows(num_tasks=4, kind=kind)
     asked = [(row, f"\\boxed{{{row['expected_answer']}}}") for row in tasks]
     wrong = [(row, f"\\boxed{{{row['expected_answer']}1}}") for row in tasks]
     assert [reply["reward"] for reply in verified(MathServer(), asked + wrong)] == [1.0] * 4 + [0.0] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_of_a_solution_is_true_and_it_ends_in_the_answers_box(kind: str):
+    for row in rows(num_tasks=50, kind=kind):
+        assert row["solution"].endswith(rf" \boxed{{{row['expected_answer']}}}")
+        known = {"x": int(row["expected_answer"])} if kind == "linear_equation" else {}
+        known |= {name: int(value) for name, value in re.findall(r"\$([xy]) = (-?\d+)\$", row["solution"])}
+        steps = re.findall(r"\$([^$]+)\$", row["solution"])
+        assert steps
+        for step in steps:
+            sides = {round(evaluated(side, known), 6) for side in step.split(" = ")}
+            assert len(sides) == 1, step
+
+
+def evaluated(latex: str, known: dict[str, int]) -> float:
+    python = re.sub(r"\\frac\{(.*?)\}\{(.*?)\}", r"((\1)/(\2))", latex)
+    python = re.sub(r"\\(cdot|times)", "*", python)
+    return eval(re.sub(r"(\d)([xy])", r"\1*\2", python), {}, known)
 
 
 def test_questions_are_written_as_people_write_them():

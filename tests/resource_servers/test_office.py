@@ -329,6 +329,26 @@ def test_the_ground_truth_of_a_task_is_rewarded_in_any_order_and_less_is_not(num
     assert with_clients(OfficeServer(), 1, talk) == [(1.0, 0.0)] * 60
 
 
+def test_known_answers_look_up_every_id_and_address_before_they_use_it_and_less_is_worth_nothing():
+    tasks = [row for num_actions in (1, 2, 3) for row in rows(OfficeServer, num_tasks=20, num_actions=num_actions)]
+    looked_up = 0
+    for row in tasks:
+        known = OfficeServer.known_answers(row)
+        (right,), (wrong,) = known["good"], known["bad"]
+        calls = [(one["name"], json.loads(one["arguments"])) for one in right if isinstance(one, dict)]
+        told = [json.dumps(one) for one in outputs(*calls, row=row)]
+        for number, (name, arguments) in enumerate(calls):
+            searched = name.endswith(("_search", "_find"))
+            for argument, value in {} if searched else {key: str(one) for key, one in arguments.items()}.items():
+                if argument.endswith("_id") or "@" in value:
+                    looked_up += 1
+                    assert any(f'"{value}"' in one for one in told[:number]), (row["ground_truth"], argument)
+        assert reward(row, *calls, text=str(right[-1])) == 1.0
+        assert reward(row, *calls[:-1], text=str(wrong[-1])) == 0.0
+    assert looked_up > 60
+    assert OfficeServer.known_answers({"expected_answer": "4"}) == {}
+
+
 def test_what_a_task_asks_names_no_id_and_no_address():
     for row in rows(OfficeServer, num_tasks=100, num_actions=3):
         text = row["responses_create_params"]["input"][1]["content"]

@@ -384,9 +384,10 @@ def test_a_row_has_nemo_gyms_keys_and_all_of_the_task_although_verify_drops_them
     ours = row["gym_bridge"]
     assert set(ours) == {
         *("stop_reason", "truncated", "num_turns", "num_tool_calls", "num_tool_errors", "attempt", "policy_versions", "timings_s"),
-        *("num_input_tokens", "num_output_tokens"),
+        *("num_input_tokens", "num_output_tokens", "waits_s"),
     }
     assert set(ours["timings_s"]) == {"total", "seed", "model", "verify"}
+    assert [stage for stage, _ in ours["waits_s"]] == ["seed", "model", "verify"]
 
 
 def test_a_row_without_an_agent_gets_ours():

@@ -51,6 +51,8 @@ def test_rewards_add_up_and_observations_stand_between_the_answers():
     assert ended.row["response"]["usage"]["total_tokens"] == 36
     assert play.num_turns == 3
     assert set(play.timings_s) == {"reset", "step", "model"}
+    assert [stage for stage, _ in play.waits_s] == ["reset", *["model", "step"] * 3]
+    assert play.timings_s["model"] == sum(seconds for stage, seconds in play.waits_s if stage == "model")
 
 
 def test_the_row_tells_what_each_turn_earned_and_the_reward_is_their_sum():

@@ -19,6 +19,7 @@ def played() -> Play:
         play.add(Turn(items=(item,), usage=usage, model="m"))
     play.num_tool_calls = play.num_tool_errors = 1
     play.timings_s = {"model": 1.5}
+    play.waits_s = [("model", 1.0), ("model", 0.5)]
     return play
 
 
@@ -31,6 +32,7 @@ OURS: dict[str, Any] = {
     "attempt": 2,
     "policy_versions": [],
     "timings_s": {"total": 2.25, "model": 1.5},
+    "waits_s": [("model", 1.0), ("model", 0.5)],
 }
 
 
@@ -79,7 +81,7 @@ def test_a_failure_row_keeps_the_task_has_no_reward_and_says_how_far_it_came():
     play = played()
     with play.waiting_for("verify"):
         pass
-    del play.timings_s["verify"]
+    del play.timings_s["verify"], play.waits_s[-1]
     failure = Failure(type=FailureType.VERIFY, message="/verify answered 503: busy", status=503)
     row = {"id": "mine", "agent_ref": {"name": "mine"}, "reward": 1.0}
     assert failure_row(row, failure, play, KEY, attempt=2, elapsed_s=2.25) == {

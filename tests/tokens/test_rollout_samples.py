@@ -10,7 +10,8 @@ from gym_bridge.errors import DataError
 from gym_bridge.io.inline_tokens import with_inline_tokens
 from gym_bridge.io.token_store import TokenStore
 from gym_bridge.schemas.tokens import TurnTokens
-from gym_bridge.tokens.rollout_samples import RolloutSamples, token_directory
+from gym_bridge.tokens.rollout_samples import RolloutSamples
+from gym_bridge.tokens.rollout_turns import token_directory
 
 
 def turn(prompt: list[int], completion: list[int], *, starts: bool = False) -> TurnTokens:

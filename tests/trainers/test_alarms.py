@@ -47,6 +47,22 @@ def test_a_gap_is_the_samplers_only_where_the_policy_has_not_moved_on(warnings, 
     assert warnings() == []
 
 
+def test_rewards_that_hardly_differ_any_more_are_an_alarm_with_their_mean(warnings):
+    alarms = Alarms(AlarmSettings())
+    for spread in (0.5, 0.4, 0.6, 0.5, 0.5):
+        assert alarms.check({"reward": 0.5, "reward_std": spread}) == {}
+    assert [alarms.check({"reward": 0.98, "reward_std": 0.04}) for _ in range(4)] == [{}] * 4
+    again = restarted(alarms)
+    assert again.check({"reward": 0.98, "reward_std": 0.04}) == {"alarm/spread": 1.0}
+    assert warnings()[0].startswith(
+        "the rewards hardly differ any more: a deviation of 0.04 over the last 5 batches, 0.08 of the 0.5 of the first 5, below "
+        "trainer.alarms.min_spread_ratio=0.1, at a mean reward of 0.98"
+    )
+    assert again.check({"reward": 0.9, "reward_std": 0.3}) == {}
+    off = Alarms(AlarmSettings(min_spread_ratio=None))
+    assert [off.check({"reward": 1.0, "reward_std": spread}) for spread in [0.5] * 5 + [0.0] * 9] == [{}] * 14
+
+
 def test_groups_without_a_signal_are_an_alarm_once_they_are_nine_in_ten_of_five_batches(warnings):
     alarms = Alarms(AlarmSettings())
     batch = {"num_groups": 8, "num_groups_without_signal": 8}

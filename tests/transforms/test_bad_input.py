@@ -123,7 +123,11 @@ def test_a_placeholder_line_is_no_rollout(tmp_path):
         assert transformed(path, to)[1].dropped == {"not_a_rollout": 3}
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n  \n", gzip.compress(b""), zstandard.compress(b"\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n\n  \n", gzip.compress(b""), zstandard.compress(b"\n")],
+    ids=["nothing", "blanks", "gzip", "zstd"],  # the time stands in a gzip file: no name for a test that two processes collect
+)
 def test_an_empty_file_is_refused(content, tmp_path):
     path = rollouts(tmp_path, content)
     for to in ("sft", "dpo"):

@@ -114,6 +114,26 @@ if __name__ == "__main__":
 """
 
 
+DOUBLERS = """
+from gym_bridge.transforms.parallel import Processes
+from tests.transforms.test_parallel import _double
+
+if __name__ == "__main__":
+    with Processes(2) as workers:
+        print(sum(workers.ordered_map(_double, range(4))))
+"""
+
+
+def test_a_temporary_directory_too_long_for_sockets_is_no_hindrance(tmp_path):
+    script, far = tmp_path / "doublers.py", tmp_path / ("d" * 100)
+    script.write_text(DOUBLERS)
+    far.mkdir()
+    given = {**os.environ, "TMPDIR": str(far), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, env=given, timeout=PATIENCE_S)
+    assert (ended.stdout, ended.stderr) == ("12\n", "")
+    assert list(far.iterdir()) == []
+
+
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "sleepers.py"
     script.write_text(SLEEPERS)

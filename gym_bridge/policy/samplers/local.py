@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gym_bridge.errors import ContextOverflowError, PolicyError
+from gym_bridge.errors import ContextOverflowError, DataError, PolicyError
 from gym_bridge.policy.master_weights import own_copy
 from gym_bridge.policy.samplers.generation import Request, generate
 from gym_bridge.policy.samplers.token_tree import TokenTree
@@ -75,13 +75,13 @@ class LocalSampler:
         """One completion of `prompt_ids`; a caller that gives up takes its row out of the batch.
 
         It ends with the model's context, if not before. Raises ContextOverflowError when the prompt leaves no room there,
-        PolicyError when it is empty, for `top_p` and `top_k`, when its batch fails, and when the sampler is closed.
+        DataError for `top_p` and `top_k`, PolicyError when it is empty, when its batch fails, and when the sampler is closed.
         """
         if not prompt_ids:
             raise PolicyError("the prompt is empty; give one token at least")
         if params.top_p != 1 or params.top_k:
             wanted = f"top_p={params.top_p}" if params.top_p != 1 else f"top_k={params.top_k}"
-            raise PolicyError(f"{wanted}: the in-process sampler draws from the whole distribution; leave it out")
+            raise DataError(f"{wanted}: the in-process sampler draws from the whole distribution; leave it out")
         room = self.context_length - len(prompt_ids)
         if room < 1:
             raise ContextOverflowError(f"a prompt of {len(prompt_ids)} tokens fills the model's context of {self.context_length}")

@@ -2,17 +2,14 @@
 
 import json
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gym_bridge.errors import ConfigError, PolicyError
+from gym_bridge.errors import ConfigError
 from gym_bridge.io.jsonl import written_aside
+from gym_bridge.recipes.children import check_ended, run_command, shown
 from gym_bridge.resource_servers.process import ServerProcess
 
 SHIPPED_ROLLOUTS = Path(__file__).with_name("nemo_gym_rollouts.jsonl")
@@ -20,7 +17,6 @@ MODEL = "smollm2-135m"
 SERVER = "arithmetic"
 NUM_HELDOUT, NUM_TRAIN, NUM_COLLECTED = 200, 512, 64
 SAMPLING = ("--max-output-tokens", "24", "--compute-dtype", "float32")
-GRACE_S = 10.0  # how long an interrupted command may take to save before it is told once more
 TOOL_SAMPLING = ("--max-output-tokens", "64", "--compute-dtype", "float32", "--temperature", "0.3")
 
 
@@ -155,28 +151,9 @@ def _transforms(rollouts: str, run: Path, prefix: str) -> list[Stage]:
 
 def _run(stage: Stage, say: Callable[[str], None]) -> float:
     """Run the stage's command as printed; returns its seconds."""
-    say(f"\n$ {shlex.join(['gym-bridge', *stage.argv])}")
-    started = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-m", "gym_bridge", *stage.argv])
-    try:
-        code = child.wait()
-    except BaseException:
-        _end(child)
-        raise
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        raise PolicyError(f"the command above ended with exit code {code}; `gym-bridge quickstart` again goes on from there")
-    return time.monotonic() - started
-
-
-def _end(child: subprocess.Popen) -> None:
-    """Let the command save what it has: a Ctrl-C at the terminal has reached it already, another signal has not."""
-    try:
-        child.wait(timeout=GRACE_S)
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGINT)
-        child.wait()
+    ended = run_command(stage.argv, say)
+    check_ended(ended, shown(stage.argv), again="`gym-bridge quickstart`")
+    return ended.seconds
 
 
 def _read_progress(directory: Path) -> Progress | None:

@@ -11,7 +11,7 @@ from pydantic import Field
 from gym_bridge.config import StrictModel
 from gym_bridge.errors import ConfigError
 from gym_bridge.resource_servers.answers import extract_answer
-from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Task, Verdict
+from gym_bridge.resource_servers.base import KnownAnswers, ResourceServer, Response, Split, Task, Verdict
 from gym_bridge.resource_servers.sessions import SessionMissing
 from gym_bridge.resource_servers.tools import tool
 from gym_bridge.schemas.rollouts import Item, Row
@@ -90,6 +90,15 @@ class ArithmeticServer(ResourceServer[ArithmeticTask, Calculation]):
                 raise SessionMissing
             right = right and session.added and session.operands == task.operands
         return Verdict(reward=float(right), fields={"extracted_answer": answer})
+
+    @classmethod
+    def known_answers(cls, row: Row) -> KnownAnswers:
+        """Sums written out, as the worked examples are; those of the tool are told by the row."""
+        if row.get("ground_truth") or "operands" not in row:
+            return {}
+        a, b = row["operands"]
+        right, wrong = (f"{a} + {b} = {total}" for total in (a + b, a + b + 1))
+        return {"good": [right], "bad": [wrong, f"{a} + {b} = {a}"], "adversarial": [f"{right} or {a + b + 1}", f"{a} + {b}"]}
 
     @classmethod
     def make_tasks(cls, knobs: Knobs, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:

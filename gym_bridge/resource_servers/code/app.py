@@ -158,16 +158,27 @@ def _row(problem: Problem, kind: Kind, split: Split) -> Row:
     name = problem.family.name
     asked = f"It returns {problem.says}."
     row: dict[str, Any] = {"tests": problem.tests(), "kind": kind, "split": split}
-    shown = None
+    shown, right, wrong = None, problem.source(), problem.source(problem.family.bug)
     if kind == "generate":
         (parameter,) = re.findall(r"\((\w+)\)", problem.family.lines[0])
         text = f"Write the Python function `{name}({parameter})`. {asked} Answer with the function in one code block."
     elif kind == "fill_in":
         row["prefix"], row["suffix"] = problem.around_the_hole()
         shown = problem.source(HOLE)
+        lines = (problem.family.lines[problem.family.hole], problem.family.bug)
+        right, wrong = (line.format(c=problem.constant) + "\n" for line in lines)
         text = f"One line of this Python function is missing. {asked} Answer with that line, indented, in one code block."
     else:
-        shown = problem.source(problem.family.bug)
+        shown = wrong
         text = f"This Python function has a bug. {asked} Answer with the whole function, repaired, in one code block."
     text += f"\n\n```python\n{shown}```" if shown else ""
-    return {"responses_create_params": {"input": [{"role": "user", "content": text}]}, **row}
+    known = {
+        "good": [_block(right)],
+        "bad": [_block(wrong)],
+        "adversarial": [_block("import os\nos._exit(0)\n"), "The tests pass.", _block("print('passed')\n")],
+    }
+    return {"responses_create_params": {"input": [{"role": "user", "content": text}]}, **row, "known_answers": known}
+
+
+def _block(source: str) -> str:
+    return f"```python\n{source}```"

@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError
 
 from gym_bridge.config import StrictModel, validate
 from gym_bridge.errors import ConfigError, nearest
-from gym_bridge.resource_servers.base import ResourceServer, Response, Split, Verdict, VerificationFailed
+from gym_bridge.resource_servers.base import KnownAnswers, ResourceServer, Response, Split, Verdict, VerificationFailed
 from gym_bridge.resource_servers.combine.shaping import Shaping, shaped
 from gym_bridge.resource_servers.combine.tasks import CombinedTask, combined_task
-from gym_bridge.resource_servers.registry import load_server, make_server, make_tasks
+from gym_bridge.resource_servers.registry import load_server, make_server, make_tasks, written_answers
 from gym_bridge.resource_servers.tools import Tool
 from gym_bridge.schemas.rollouts import Row
 
@@ -48,6 +48,11 @@ class Settings(StrictModel):
     """Name of the part that makes the tasks; the first when left out."""
     shaping: Shaping = Shaping()
     """What is done to the combined reward."""
+
+    @property
+    def maker(self) -> Part:
+        """The part that makes the tasks."""
+        return next(part for part in self.parts if self.tasks_from in (None, part.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ class CombineServer(ResourceServer[CombinedTask, Sessions]):
         """Those of the part that `tasks_from` names, each checked to be a task of every part."""
         assert isinstance(settings, Settings)
         server = cls(settings)
-        maker = next(part for part in settings.parts if settings.tasks_from in (None, part.name))
+        maker = settings.maker
         if maker.settings:
             kind = load_server(maker.server)
             given = validate(kind.Settings, maker.settings)
@@ -148,6 +153,12 @@ class CombineServer(ResourceServer[CombinedTask, Sessions]):
         else:
             rows = make_tasks(maker.server, num_tasks=num_tasks, seed=seed, split=split, **knobs)
         return (server._read_by_all(row, maker) for row in rows)
+
+    @classmethod
+    def known_answers_for(cls, settings: StrictModel, row: Row) -> KnownAnswers:
+        """Those of the part that makes the tasks."""
+        assert isinstance(settings, Settings)
+        return written_answers(settings.maker.server, row)
 
     @classmethod
     def make_tasks(cls, knobs: Any, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, field_validator
 
 from gym_bridge.config import StrictModel
-from gym_bridge.resource_servers.base import Response, Split, Step, StepwiseServer, Task
+from gym_bridge.resource_servers.base import KnownAnswers, Response, Split, Step, StepwiseServer, Task
 from gym_bridge.resource_servers.grid_world.maps import DIRECTIONS, Place, drawing, moved, random_map, shortest_way, start_of
 from gym_bridge.resource_servers.splits import drawn, refuse_more_than
 from gym_bridge.schemas.rollouts import Row
@@ -88,6 +88,16 @@ class GridWorldServer(StepwiseServer[WalkTask, Walk]):
             terminated=session.over,
             info={"num_moves": session.num_moves, "has_key": session.place.has_key},
         )
+
+    @classmethod
+    def known_answers(cls, row: Row) -> KnownAnswers:
+        """The shortest way, a reply for each stretch of it, and the same without its last move."""
+        way = shortest_way(row["map"]) if isinstance(row.get("map"), list) else None
+        if way is None:
+            return {}
+        stretches = [way[first : first + MAX_MOVES_A_REPLY] for first in range(0, len(way), MAX_MOVES_A_REPLY)]
+        good = [" ".join(moves) for moves in stretches]
+        return {"good": [good], "bad": [[*good[:-1], " ".join(stretches[-1][:-1]) or "wait"]]}
 
     @classmethod
     def make_tasks(cls, knobs: Knobs, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:

@@ -71,7 +71,7 @@ class MathServer(ScoringServer[MathTask]):
         refuse_more_than(MAX_TASKS, num_tasks)
         kinds = tuple(KINDS) if knobs.kind == "mixed" else (knobs.kind,)
         problems = drawn(partial(_draw, kinds), identity=_question, num_tasks=num_tasks, seed=seed, split=split)
-        return ({**_row(problem.question, problem.answer), "split": split} for problem in problems)
+        return ({**_row(one.question, one.answer), "solution": one.solution, "split": split} for one in problems)
 
     @classmethod
     def read_tasks(cls, knobs: StrictModel, records: Iterable[Record], *, seed: int) -> Iterator[Row]:

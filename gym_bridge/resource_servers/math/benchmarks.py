@@ -11,12 +11,13 @@ from gym_bridge.resource_servers.records import Record
 from gym_bridge.schemas.rollouts import Row
 
 _WHOLE = re.compile(r"0*(\d+)", re.ASCII)
+_ANNOTATION = re.compile(r"<<[^<>]*>>")  # of GSM8K, for a calculator
 _CATEGORIES = ("subject", "type")
 _KEPT = ("id", "unique_id", "level")
 
 
 def problem_of(record: Record) -> Row:
-    """`question` and `expected_answer`, with `category` and what else the record tells of the problem. Raises DataError."""
+    """`question` and `expected_answer`, with `solution`, `category` and what else the record tells. Raises DataError."""
     values = record.values
     asked = next(
         (name for name in ("problem", "question") if isinstance(values.get(name), str)), None
@@ -27,9 +28,19 @@ def problem_of(record: Record) -> Row:
     return {
         "question": record.text(asked),
         "expected_answer": _answer(record),
+        **({"solution": solution} if (solution := _solution(record)) else {}),
         **({"category": category} if category else {}),
         **{name: values[name] for name in _KEPT if values.get(name) is not None},
     }
+
+
+def _solution(record: Record) -> str | None:
+    """The way to the answer, which ends in a box, where the record tells it."""
+    told = record.values.get("solution")
+    if isinstance(told, str) and last_box(told) is not None:
+        return told.strip()
+    steps, found, answer = str(record.values.get("answer", "")).rpartition("####")
+    return f"{_ANNOTATION.sub('', steps).strip()} \\boxed{{{answer.strip()}}}" if found else None
 
 
 def _answer(record: Record) -> str:

@@ -4,22 +4,30 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd
+from math import gcd, lcm
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question and its answer in LaTeX."""
+    """A question, its answer and the way to it in LaTeX."""
 
     question: str
     answer: str
+    steps: str
+
+    @property
+    def solution(self) -> str:
+        """The steps, then the answer in its box."""
+        return f"{self.steps} \\boxed{{{self.answer}}}"
 
 
 def linear_equation(generator: random.Random) -> Problem:
     """`ax + b = cx + d` with a whole solution."""
     a, c = generator.sample([one for one in range(-20, 21) if one], 2)
     x, b = generator.randint(-50, 50), generator.randint(-99, 99)
-    return Problem(f"Solve for $x$: ${_term(a, 'x')} {_signed(b)} = {_term(c, 'x')} {_signed(a * x + b - c * x)}$.", str(x))
+    d = a * x + b - c * x
+    steps = f"${_term(a, 'x')} {_signed_term(-c, 'x')} = {d} {_signed(-b)}$, so ${_term(a - c, 'x')} = {d - b}$."
+    return Problem(f"Solve for $x$: ${_term(a, 'x')} {_signed(b)} = {_term(c, 'x')} {_signed(d)}$.", str(x), steps)
 
 
 def fraction(generator: random.Random) -> Problem:
@@ -27,19 +35,25 @@ def fraction(generator: random.Random) -> Problem:
     sign = generator.choice(["+", "-", r"\times"])
     one, other = sorted((_fraction(generator), _fraction(generator)), reverse=True)  # of a + b and b + a only one is asked
     result = one + other if sign == "+" else one - other if sign == "-" else one * other
-    return Problem(
-        f"Compute ${_latex(one)} {sign} {_latex(other)}$. Give a whole number or a fraction in lowest terms.", _latex(result)
-    )
+    if sign == r"\times":
+        left, right, below = one.numerator, other.numerator, one.denominator * other.denominator
+        above = left * right
+    else:
+        below = lcm(one.denominator, other.denominator)
+        left, right = int(one * below), int(other * below)
+        above = left + right if sign == "+" else left - right
+    asked = f"Compute ${_latex(one)} {sign} {_latex(other)}$. Give a whole number or a fraction in lowest terms."
+    return Problem(asked, _latex(result), f"It is $\\frac{{{left} {sign} {right}}}{{{below}}} = \\frac{{{above}}}{{{below}}}$.")
 
 
 def percentage(generator: random.Random) -> Problem:
     """A whole number after one percentage up and another down."""
     up, down, hundreds = generator.randint(1, 99), generator.randint(1, 99), generator.randint(1, 60)
-    result = Fraction(hundreds * (100 + up) * (100 - down), 100)
-    return Problem(
-        f"A price of {hundreds * 100} dollars rises by {up}% and then falls by {down}%. What is it then, in dollars and cents?",
-        f"{float(result):.2f}",
-    )
+    risen = hundreds * (100 + up)
+    answer = f"{float(Fraction(risen * (100 - down), 100)):.2f}"
+    asked = f"A price of {hundreds * 100} dollars rises by {up}% and then falls by {down}%. What is it then, in dollars and cents?"
+    factors = f"1.{up:02}", f"0.{100 - down:02}"
+    return Problem(asked, answer, f"${hundreds * 100} \\cdot {factors[0]} = {risen}$, ${risen} \\cdot {factors[1]} = {answer}$.")
 
 
 def system(generator: random.Random) -> Problem:
@@ -49,9 +63,13 @@ def system(generator: random.Random) -> Problem:
         if a * d != b * c:
             break
     x, y = generator.randint(-20, 20), generator.randint(-20, 20)
-    first = f"{_term(a, 'x')} {_signed_term(b, 'y')} = {a * x + b * y}"
-    second = f"{_term(c, 'x')} {_signed_term(d, 'y')} = {c * x + d * y}"
-    return Problem(f"Let $x$ and $y$ solve ${first}$ and ${second}$. What is $x - y$?", str(x - y))
+    e, f = a * x + b * y, c * x + d * y
+    first, second = f"{_term(a, 'x')} {_signed_term(b, 'y')} = {e}", f"{_term(c, 'x')} {_signed_term(d, 'y')} = {f}"
+    found = (
+        f"${_term(a * d - b * c, name)} = {right}$, ${name} = {value}$"
+        for name, right, value in (("x", d * e - b * f, x), ("y", a * f - c * e, y))
+    )
+    return Problem(f"Let $x$ and $y$ solve ${first}$ and ${second}$. What is $x - y$?", str(x - y), f"{'; '.join(found)}.")
 
 
 KINDS: dict[str, Callable[[random.Random], Problem]] = {

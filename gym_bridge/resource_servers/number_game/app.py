@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from gym_bridge.config import StrictModel
 from gym_bridge.resource_servers.answers import extract_answer
-from gym_bridge.resource_servers.base import Response, Split, Step, StepwiseServer, Task
+from gym_bridge.resource_servers.base import KnownAnswers, Response, Split, Step, StepwiseServer, Task
 from gym_bridge.resource_servers.splits import drawn, refuse_more_than
 from gym_bridge.schemas.rollouts import Row
 
@@ -76,6 +76,18 @@ class NumberGameServer(StepwiseServer[GameTask, Game]):
         left = session.task.max_guesses - session.num_guesses
         session.over = left == 0
         return _step(session, f"{_hint(guess, session.task)} {'The game is over.' if session.over else _left(left)}")
+
+    @classmethod
+    def known_answers(cls, row: Row) -> KnownAnswers:
+        """Halving, guess by guess, and guesses that never leave the start."""
+        if not {"low", "high", "target", "max_guesses"} <= row.keys():
+            return {}
+        low, high, guesses = row["low"], row["high"], []
+        while not guesses or guesses[-1] != row["target"]:
+            guesses.append((low + high) // 2)
+            low, high = (guesses[-1] + 1, high) if guesses[-1] < row["target"] else (low, guesses[-1] - 1)
+        other = row["low"] if row["target"] != row["low"] else row["high"]
+        return {"good": [[str(guess) for guess in guesses]], "bad": [[str(other)] * row["max_guesses"]]}
 
     @classmethod
     def make_tasks(cls, knobs: Knobs, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:

@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from gym_bridge.config import StrictModel
-from gym_bridge.resource_servers.base import InvalidTask, ResourceServer, Response, Split, Task, Verdict
+from gym_bridge.resource_servers.base import InvalidTask, KnownAnswers, ResourceServer, Response, Split, Task, Verdict
 from gym_bridge.resource_servers.office.database import Office, OfficeError, Record, State
-from gym_bridge.resource_servers.office.requests import Request, random_request
-from gym_bridge.resource_servers.office.world import NUM_WORLDS, TODAY
+from gym_bridge.resource_servers.office.look_ups import look_ups
+from gym_bridge.resource_servers.office.requests import Call, Request, random_request
+from gym_bridge.resource_servers.office.world import NUM_WORLDS, TODAY, world_of
 from gym_bridge.resource_servers.sessions import SessionMissing
 from gym_bridge.resource_servers.splits import drawn, refuse_more_than
 from gym_bridge.resource_servers.tools import Tool, tool, tools_of
+from gym_bridge.schemas.content import conversation_text
 from gym_bridge.schemas.rollouts import Item, Row
 
 MAX_TASKS = 10_000
@@ -192,6 +194,21 @@ class OfficeServer(ResourceServer[OfficeTask, Office]):
         return expected
 
     @classmethod
+    def known_answers(cls, row: Row) -> KnownAnswers:
+        """The calls of the ground truth, what they need looked up first; the same without the last of them, and a mere claim."""
+        try:
+            task = OfficeTask.model_validate(row)
+        except ValidationError:
+            return {}
+        text = conversation_text(task.responses_create_params.get("input"))
+        right: list[Item] = []
+        for action in task.ground_truth:
+            arguments = json.loads(action.arguments)
+            calls = [*look_ups(world_of(task.world), text, arguments), (action.name, arguments)]
+            right += map(_called, calls)
+        return {"good": [[*right, "It is done."]], "bad": [[*right[:-1], "It is done."]], "adversarial": ["It is done."]}
+
+    @classmethod
     def make_tasks(cls, knobs: Knobs, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:
         """Rows of one split; the worlds of one split are not those of the other."""
         refuse_more_than(MAX_TASKS, num_tasks)
@@ -233,6 +250,11 @@ def _prefixed(prefix: str, subject: str) -> str:
 
 def _num_differences(found: State, expected: State) -> int:
     return sum(abs(found.get(key, 0) - expected.get(key, 0)) for key in found.keys() | expected.keys())
+
+
+def _called(call: Call) -> Item:
+    name, arguments = call
+    return {"type": "function_call", "name": name, "arguments": json.dumps(arguments)}
 
 
 @cache

@@ -1,0 +1,117 @@
+"""What is wrong with a plan although each of its stages is right by itself: settings that nothing reads, files that clash."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gym_bridge.config import leaves, read_settings
+from gym_bridge.errors import ConfigError, nearest
+from gym_bridge.recipes.catalogue import STAGES, Recipe
+from gym_bridge.schemas.recipe_settings import RecipeSettings
+
+if TYPE_CHECKING:
+    from gym_bridge.recipes.planning import Stage
+
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_OUTPUT_OPTIONS, _OUTPUT_KEYS = ("--output", "--report"), ("output=", "trainer.output=")
+
+
+def check_complete(recipe: Recipe, config: str, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a config that sets no value for some parameters, where they are not `given` either."""
+    file = recipe.config(config)
+    set_there = {*read_settings(file, shelf=recipe.folder), *given}
+    if missing := [one.name for one in recipe.manifest.parameters if one.name not in set_there]:
+        raise ConfigError(f"{file} says nothing of {', '.join(missing)}; begin it with `defaults: tiny.yaml`, which does")
+
+
+def check_keys(recipe: Recipe, config: str, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a key within a parameter that nothing reads, set by the config or `given`: it would have no effect."""
+    values = read_settings(recipe.config(config), shelf=recipe.folder)
+    sources = (read_settings(recipe.folder / STAGES), values, given)
+    read = sorted({name for one in sources for name in _REFERENCE.findall(json.dumps(one, default=str))})
+    parameters = {one.name for one in recipe.manifest.parameters} - RecipeSettings.model_fields.keys()
+    for key, value in (pair for one in (values, given) for pair in leaves(one)):
+        parameter = key.partition(".")[0]
+        if parameter not in parameters or any(key == one or key.startswith(f"{one}.") for one in read):
+            continue
+        within = [one for one in read if one.startswith(f"{key}.")]
+        if within and not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value}: it holds {', '.join(within)}; set those")
+        known = [one for one in read if one.startswith(f"{parameter}.")]
+        if not within and known:
+            raise ConfigError(f"unknown key {key!r}{nearest(key, known)}")
+
+
+def check_heeded(recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str]) -> None:
+    """Raises ConfigError for a parameter that was overridden, where no stage of those that are `running` reads it."""
+    if idle := _idle_parameters(recipe, config, overrides, running):
+        raise ConfigError(f"{idle[0]} would have no effect: with these settings no stage that runs reads it")
+
+
+def _idle_parameters(recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str]) -> list[str]:
+    """The overridden parameters that neither stages read nor what these read, and that decide of no stage whether it runs."""
+    raw = read_settings(recipe.folder / STAGES, recipe.config(config), overrides=overrides, shelf=recipe.folder)
+    stages = raw.get("stages", {})
+    rounds = raw.get("rounds", {})
+    every = [*stages.values(), *rounds.get("stages", {}).values()]
+    deciding = {name for one in every for key in ("needs", "skip_when_given") for name in one.get(key, ())}
+    heeded: set[str] = set()
+    unread = [raw["output"], rounds, *(stages[name] for name in running)]
+    while unread:
+        found = {name.partition(".")[0] for name in _REFERENCE.findall(json.dumps(unread.pop(), default=str))}
+        unread += [raw[name] for name in found - heeded if name in raw]
+        heeded |= found
+    named = dict.fromkeys(one.partition("=")[0].partition(".")[0] for one in overrides)
+    parameters = {one.name for one in recipe.manifest.parameters} - RecipeSettings.model_fields.keys()
+    return [name for name in named if name in parameters - heeded - deciding and not (recipe.repeats and name == "model")]
+
+
+def check_apart(recipe: Recipe, settings: RecipeSettings) -> None:
+    """Raises ConfigError where two things of one type, such as tasks to train on and to evaluate on, are the same."""
+    seen: dict[tuple[str, str], str] = {}
+    for one in recipe.manifest.consumes:
+        value = getattr(settings, one.parameter)
+        if not isinstance(value, str):
+            continue
+        other = seen.setdefault((one.type, os.path.normpath(value)), one.parameter)
+        if other != one.parameter:
+            raise ConfigError(f"{other} and {one.parameter} are both {value}; what trains cannot tell what was learnt")
+
+
+def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Path]) -> None:
+    """Raises ConfigError for a file that two stages leave, and for what a stage reads in the run and no stage up to it leaves.
+
+    What is there already may be read. `shared` are directories of files of several stages: the run's, first, and a round's; `left`
+    is what was there before.
+    """
+    below = re.compile(rf"(?<![\w./-])(?:\./)*{re.escape(str(shared[0]))}/[^\s\"',\[\]{{}}]+")
+    made: dict[Path, str] = {}
+    for stage in stages:
+        read = list(map(Path, below.findall("\n".join(_inputs(stage.command.argv)))))
+        for place in stage.command.leaves:
+            if place in read:
+                raise ConfigError(f"stages.{stage.name} would write over {place}, which it reads")
+            other = made.setdefault(place, stage.name)
+            if other != stage.name:
+                raise ConfigError(f"stages.{other} and stages.{stage.name} both leave {place}; give one of them another place")
+        left = left | places(stage, shared)
+        for path in read:
+            if not (any(path in (one, *one.parents) or one in path.parents for one in left) or path.exists()):
+                raise ConfigError(
+                    f"stages.{stage.name} reads {path}, which no stage of this run leaves; set what names it, or do not skip the "
+                    "stage that leaves it"
+                )
+
+
+def _inputs(words: Sequence[str]) -> list[str]:
+    """The words that name no output."""
+    options = zip(("", *words), words, strict=False)
+    return [word for option, word in options if option not in _OUTPUT_OPTIONS and not word.startswith(_OUTPUT_KEYS)]
+
+
+def places(stage: "Stage", shared: Sequence[Path]) -> set[Path]:
+    """What a stage leaves; with it all of a directory of its own."""
+    return {leaf if leaf.parent in shared else leaf.parent for leaf in stage.command.leaves}

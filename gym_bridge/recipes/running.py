@@ -1,0 +1,182 @@
+"""A recipe run stage by stage in its directory, from where the last call stopped."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gym_bridge.config import validate
+from gym_bridge.errors import ConfigError, DataError, PolicyError
+from gym_bridge.evaluation.suite_report import SuiteReport
+from gym_bridge.evaluation.summary import Paired
+from gym_bridge.io.appended_file import AppendedFile
+from gym_bridge.io.jsonl import dump_line, read_jsonl, written_aside
+from gym_bridge.recipes.catalogue import find_recipe
+from gym_bridge.recipes.children import check_ended, run_command, shown
+from gym_bridge.recipes.planning import Plan, Stage, first_model, plan
+from gym_bridge.recipes.report import RecipeReport, StageReport, write_report
+from gym_bridge.schemas.reward_check import BROKEN
+
+PROGRESS = "recipe.jsonl"
+"""A line for each stage that is done."""
+Say = Callable[[str], None]
+
+
+COLD = (
+    "no {name}= was given: this starts from {value}, as it was published. A policy that was warmed up, such as the one that "
+    "`gym-bridge recipe run sft` leaves, learns faster, and learns where this one never earns anything"
+)
+
+
+def run_recipe(name: str, *, config: str = "default", overrides: Sequence[str] = (), quiet: bool = True) -> RecipeReport:
+    """Run a recipe, by its name or folder, with one of its configs or a YAML file; the report is written to its directory too.
+
+    What was done before is not done again. Raises ConfigError for settings that are wrong, and as `run_plan`.
+    """
+    return run_plan(plan(find_recipe(name), config=config, overrides=overrides), lambda text: None, quiet=quiet, to_stderr=True)
+
+
+def run_plan(planned: Plan, say: Say, *, quiet: bool = False, to_stderr: bool = False) -> RecipeReport:
+    """Run what is not done yet, and write the report. `say` hears of every command.
+
+    `quiet`: commands show no progress. `to_stderr`: what they print goes there. Raises ConfigError where the directory holds
+    another run, or another process is at it, and for a command that a setting or a file made fail, PolicyError for one that failed
+    otherwise, KeyboardInterrupt on Ctrl-C.
+    """
+    cold = [] if planned.cold is None else [COLD.format(name=planned.cold, value=getattr(planned.settings, planned.cold))]
+    for note in cold:
+        say(f"note: {note}")
+    run = RecipeRun(planned, say, quiet=quiet, to_stderr=to_stderr)
+    ended = run.run()
+    return write_report(planned, ended, notes=[*cold, *run.notes])
+
+
+class RecipeRun:
+    """A recipe in its directory."""
+
+    def __init__(self, planned: Plan, say: Say, *, quiet: bool = False, to_stderr: bool = False):
+        self.plan, self.say = planned, say
+        self._quiet, self._to_stderr = quiet, to_stderr
+        self._file = AppendedFile(planned.output / PROGRESS)
+        self._before: dict[str, StageReport] = {}
+        self._ended: list[tuple[Stage, StageReport]] = []
+        self.notes: list[str] = []
+        """What the rounds came to."""
+
+    def run(self) -> list[tuple[Stage, StageReport]]:
+        """Run what is not done yet; all that is done, in order. Raises as `run_plan`."""
+        try:
+            self.plan.output.mkdir(parents=True, exist_ok=True)
+            self._file.open(exclusive=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write {self.plan.output}: {error.strerror}") from error
+        try:
+            self._file.cut_torn_tail()
+            self._before = {one.stage: one for one in read_done(self.plan.output)}
+            self._run(self.plan.stages)
+            self._run_rounds()
+        finally:
+            self._file.close()
+        return self._ended
+
+    def _run_rounds(self) -> None:
+        if self.plan.settings.rounds is None:
+            return
+        model = first_model(self.plan.settings)
+        for number in range(1, self.plan.settings.rounds.at_most + 1):
+            rounds, stages = self.plan.round(number, model=model)
+            self._run(stages)
+            model = rounds.newest
+            gain = gain_of(Path(rounds.gain))
+            self.notes.append(f"round {number}: {'; '.join(gain.sentences())}")
+            self.say(f"\n{self.notes[-1]}")
+            if gain.difference.low <= 0:
+                return
+
+    def _run(self, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            if stage.unless_empty is not None and not _has_rows(stage.unless_empty):
+                continue
+            before = self._before.get(stage.name)
+            if before is not None and before.command != told(stage):
+                raise ConfigError(
+                    f"{self.plan.output} holds another run of the recipe: {stage.name} was `{before.command}` then, and is "
+                    f"`{told(stage)}` now; choose another output"
+                )
+            judged_broken = before is not None and before.code == BROKEN and not stage.ignore_verdict
+            if before is None or judged_broken or not all(map(Path.exists, stage.command.leaves)):
+                self._keep_what_others_made(stage)
+                before = self._run_one(stage)
+                self._file.add(dump_line(before.model_dump()))
+                self._file.sync()
+            self._ended.append((stage, before))
+
+    def _keep_what_others_made(self, stage: Stage) -> None:
+        """Raises ConfigError for a file outside of the run's directory that the stage would write over."""
+        if stage.command.argv[:1] == ("collect",):
+            return  # which goes on with what it began, and refuses the rest itself
+        for leaf in stage.command.leaves:
+            if leaf.exists() and not leaf.absolute().is_relative_to(self.plan.output.absolute()):
+                told = f"{leaf}: {stage.name} would write over it"
+                raise ConfigError(f"{told}; set its parameter on the command line, and it is read instead")
+
+    def _run_one(self, stage: Stage) -> StageReport:
+        command = stage.command
+        if command.text is not None:
+            self.say(f"\n$ {told(stage)}")
+            self._write(command.leaves[0], command.text)
+            return StageReport(stage=stage.name, command=told(stage), seconds=0.0, memory_gib=0.0)
+        argv = [*command.argv, *(["--quiet"] if self._quiet else [])]
+        ended = run_command(argv, self.say, processes=command.processes, to_stderr=self._to_stderr)
+        broken = ended.code == BROKEN and command.argv[0] == "check-reward"
+        if broken and not stage.ignore_verdict:
+            raise PolicyError("the reward is not fit to train on, as told above; mend it, or say ignore_broken_reward=true")
+        if not broken:
+            check_ended(ended, told(stage), again="the same command")
+        return StageReport(
+            stage=stage.name, command=told(stage), seconds=ended.seconds, memory_gib=ended.memory_gib, code=ended.code
+        )
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_aside(path) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
+def told(stage: Stage) -> str:
+    """What the stage does, as a line, or lines, for a shell."""
+    command = stage.command
+    if command.text is None:
+        return shown(command.argv, processes=command.processes)
+    (path,) = command.leaves
+    return f"mkdir -p {shlex.quote(str(path.parent))} && cat > {shlex.quote(str(path))} <<'END'\n{command.text}END"
+
+
+def read_done(output: Path) -> list[StageReport]:
+    """The stages that are done in a recipe's directory. Raises DataError for lines that are none."""
+    path = output / PROGRESS
+    if not path.is_file() or not path.stat().st_size:
+        return []
+    found: list[StageReport] = []
+    for line, row in read_jsonl(path):
+        try:
+            found.append(validate(StageReport, row))
+        except ConfigError as error:
+            raise DataError(f"no stage of a recipe: {error}", path=path, line=line) from None
+    return found
+
+
+def gain_of(suite: Path) -> Paired:
+    """What the one policy that a suite compares has gained on its first set of tasks. Raises ConfigError."""
+    try:
+        report = SuiteReport.model_validate(json.loads((suite / "report.json").read_bytes()))
+        return next(iter(next(iter(report.sets.values())).against_baseline.values()))
+    except (OSError, ValueError, StopIteration) as error:
+        raise ConfigError(f"{suite}: expected the report of a suite with a baseline: {error}") from error
+
+
+def _has_rows(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
