@@ -54,12 +54,13 @@ def run(name: str, overrides: tuple[str, ...], config: str, dry_run: bool, quiet
     """
     from gym_bridge.recipes.catalogue import find_recipe
     from gym_bridge.recipes.planning import plan
-    from gym_bridge.recipes.running import run_plan
-    from gym_bridge.recipes.telling import commands
+    from gym_bridge.recipes.running import run_plan, told
+    from gym_bridge.recipes.telling import commands, first_round
 
     planned = plan(find_recipe(name), config=config, overrides=overrides)
     if dry_run:
-        click.echo(commands(planned))
+        stages = (*planned.stages, *first_round(planned))
+        print_json([{"stage": one.name, "command": told(one)} for one in stages]) if as_json else click.echo(commands(planned))
         return
     say = (lambda text: None) if quiet or as_json else click.echo
     report = run_plan(planned, say, quiet=quiet or as_json, to_stderr=as_json)

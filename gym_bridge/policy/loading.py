@@ -1,5 +1,6 @@
 """From a directory to a module: dtype, device, GGUF files unpacked."""
 
+import fcntl
 import logging
 import shutil
 from pathlib import Path
@@ -105,10 +106,19 @@ def first_score_weight(module: PreTrainedModel) -> torch.Tensor:
 def unpack_gguf(file: Path, directory: Path, *, plain_chatml_template: Path) -> Path:
     """Turn a GGUF file into a Hugging Face directory at `directory`, unless it stands there; returns `directory`.
 
-    A chat template that is ChatML without tools is replaced by `plain_chatml_template`, which adds them.
+    A chat template that is ChatML without tools is replaced by `plain_chatml_template`, which adds them. Of several processes one
+    unpacks, and the others wait for it.
     """
     if (directory / "config.json").exists():
         return directory
+    with directory.with_name(f".{directory.name}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, or the process has died
+        if not (directory / "config.json").exists():
+            _unpack(file, directory, plain_chatml_template)
+    return directory
+
+
+def _unpack(file: Path, directory: Path, plain_chatml_template: Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
@@ -118,6 +128,7 @@ def unpack_gguf(file: Path, directory: Path, *, plain_chatml_template: Path) -> 
     log.info("unpacking %s to %s", file, directory)
     transformers_logging.disable_progress_bar()
     aside = directory.with_name(f".{directory.name}.unpacking")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     names = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     quantization = GgufConfig(dequantize=True)
     module = AutoModelForCausalLM.from_pretrained(**names, quantization_config=quantization, dtype=torch.bfloat16)
@@ -127,7 +138,6 @@ def unpack_gguf(file: Path, directory: Path, *, plain_chatml_template: Path) -> 
     if template.exists() and "<|im_start|>" in template.read_text() and "tool" not in template.read_text():
         shutil.copyfile(plain_chatml_template, template)
     aside.rename(directory)
-    return directory
 
 
 def _kind(head: Head) -> tuple[Any, dict[str, Any]]:

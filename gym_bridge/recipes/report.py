@@ -15,6 +15,7 @@ from gym_bridge.io.charts import Curve, Line
 from gym_bridge.io.html_report import Charts, Notes, Section, Table, render_sections
 from gym_bridge.io.jsonl import read_jsonl, written_aside
 from gym_bridge.io.run_directory import RunDirectory
+from gym_bridge.recipes.following import NextCommand, next_commands
 from gym_bridge.recipes.planning import Plan, Stage
 
 CURVES = {
@@ -86,12 +87,15 @@ class RecipeReport(StrictModel):
     checks: dict[str, RewardCheck]
     trainings: dict[str, TrainingReport]
     suites: dict[str, SuiteReport]
+    next: tuple[NextCommand, ...] = ()
+    """What goes on with what this run left."""
 
     def to_text(self) -> str:
         """For a terminal."""
         parts = [aligned([STAGE_HEADER, *self._stage_lines()])]
         parts += [f"{name}\n" + aligned([METRIC_HEADER, *one.lines()]) for name, one in self.trainings.items() if one.metrics]
         parts += [f"{name}\n{one.to_text()}" for name, one in self.suites.items()]
+        parts += ["next\n" + "\n".join(f"# {one.when}\n{one.command}" for one in self.next)] if self.next else []
         return "\n\n".join([*parts, *self.notes])
 
     def to_markdown(self) -> str:
@@ -107,6 +111,7 @@ class RecipeReport(StrictModel):
             parts += [f"## {name}: {training.steps} steps", markdown_table(METRIC_HEADER, training.lines())]
         for name, suite in self.suites.items():
             parts += [f"## {name}", suite.to_markdown().replace("## ", "### ")]
+        parts += ["## Next", *(f"- {one.when}: `{one.command}`" for one in self.next)] if self.next else []
         return "\n\n".join(parts) + "\n"
 
     def to_html(self) -> str:
@@ -126,6 +131,7 @@ class RecipeReport(StrictModel):
             yield Charts(training.curves(name))
         yield Table("Stages", STAGE_HEADER, self._stage_lines())
         yield Notes("Commands", [one.command for one in self.stages])
+        yield Notes("Next", [f"{one.when}: {one.command}" for one in self.next])
 
     def _gains(self) -> Iterator[str]:
         for name, suite in self.suites.items():
@@ -144,8 +150,10 @@ STAGE_HEADER = ("stage", "seconds", "GiB", "exit code")
 METRIC_HEADER = ("metric", "first", "last")
 
 
-def write_report(plan: Plan, ended: Sequence[tuple[Stage, StageReport]], *, notes: Sequence[str]) -> RecipeReport:
-    """The report of the stages that have ended, written to the recipe's directory."""
+def write_report(
+    plan: Plan, ended: Sequence[tuple[Stage, StageReport]], *, notes: Sequence[str], last_gain: int | None = None
+) -> RecipeReport:
+    """The report of the stages that have ended, written to the recipe's directory; `last_gain` as of `next_commands`."""
     stages = [stage for stage, _ in ended]
     report = RecipeReport(
         recipe=plan.recipe.manifest.step.id,
@@ -156,6 +164,7 @@ def write_report(plan: Plan, ended: Sequence[tuple[Stage, StageReport]], *, note
         checks={one.name: RewardCheck.model_validate_json(_leaf(one).read_bytes()) for one in _of(stages, "check-reward")},
         trainings={one.name: _training(one) for one in _of(stages, "train")},
         suites={one.name: SuiteReport.model_validate_json(_leaf(one).read_bytes()) for one in _of(stages, "eval")},
+        next=next_commands(plan, last_gain=last_gain),
     )
     texts = {"json": report.model_dump_json(indent=2), "md": report.to_markdown(), "html": report.to_html()}
     for suffix, text in texts.items():

@@ -48,7 +48,7 @@ def run_plan(planned: Plan, say: Say, *, quiet: bool = False, to_stderr: bool = 
         say(f"note: {note}")
     run = RecipeRun(planned, say, quiet=quiet, to_stderr=to_stderr)
     ended = run.run()
-    return write_report(planned, ended, notes=[*cold, *run.notes])
+    return write_report(planned, ended, notes=[*cold, *run.notes], last_gain=run.last_gain)
 
 
 class RecipeRun:
@@ -62,6 +62,8 @@ class RecipeRun:
         self._ended: list[tuple[Stage, StageReport]] = []
         self.notes: list[str] = []
         """What the rounds came to."""
+        self.last_gain: int | None = None if planned.settings.rounds is None else 0
+        """The last round that gained something; None where there are no rounds."""
 
     def run(self) -> list[tuple[Stage, StageReport]]:
         """Run what is not done yet; all that is done, in order. Raises as `run_plan`."""
@@ -92,6 +94,7 @@ class RecipeRun:
             self.say(f"\n{self.notes[-1]}")
             if gain.difference.low <= 0:
                 return
+            self.last_gain = number
 
     def _run(self, stages: Sequence[Stage]) -> None:
         for stage in stages:

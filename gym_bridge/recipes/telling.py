@@ -31,8 +31,13 @@ def commands(planned: Plan) -> str:
     rounds = planned.settings.rounds
     if rounds is not None:
         lines += [f"# {MANY.format(rounds.at_most)}; here as in the first round"]
-        lines += _lines(planned.round(1, model=first_model(planned.settings))[1])
+        lines += _lines(first_round(planned))
     return "\n".join(lines)
+
+
+def first_round(planned: Plan) -> tuple[Stage, ...]:
+    """The stages of the first round, of a recipe that has rounds."""
+    return () if planned.settings.rounds is None else planned.round(1, model=first_model(planned.settings))[1]
 
 
 def _lines(stages: tuple[Stage, ...]) -> list[str]:

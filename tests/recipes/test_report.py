@@ -1,5 +1,6 @@
 """What a recipe's report makes of its stages' numbers."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.io.jsonl import write_jsonl
 from gym_bridge.recipes.catalogue import find_recipe
+from gym_bridge.recipes.following import next_commands
 from gym_bridge.recipes.planning import plan
 from gym_bridge.recipes.report import StageReport, TrainingReport, write_report
 from gym_bridge.recipes.running import read_done, run_recipe
@@ -51,6 +53,32 @@ def test_environments_and_their_held_out_sets_are_told_apart(tmp_path: Path):
     told = ["rlvr: reward", "rlvr: validation/game/reward", "rlvr: validation/sums/reward", "rlvr: reward by environment"]
     assert [one.title for one in training.curves("rlvr")] == told
     assert [line.name for line in training.curves("rlvr")[-1].lines] == ["game", "sums"]
+
+
+def test_what_comes_next_is_told_as_commands_for_what_is_there(tmp_path: Path):
+    output, mine = tmp_path / "run", tmp_path / "mine.jsonl"
+    given = [f"output={output}", "server=calculator", "knobs={depth: 2}", f"heldout_tasks={mine}"]
+    planned = plan(find_recipe("sft"), config="tiny", overrides=given)
+    assert next_commands(planned) == ()
+    (output / "sft").mkdir(parents=True)
+    told = {shlex.split(one.command)[3]: shlex.split(one.command)[4:] for one in next_commands(planned)}
+    again = ["server=calculator", 'knobs={"depth": 2}', f"model={output / 'sft'}"]
+    assert told["dpo"] == ["-c", "tiny", *again, f"heldout_tasks={mine}"]
+    assert "reward_model" not in told  # it takes rollouts, which are not there
+    for name, words in told.items():
+        plan(find_recipe(name), config="tiny", overrides=words[2:])
+    report = write_report(planned, [], notes=[])
+    page, text, terminal = ((output / "report.html").read_text(), (output / "report.md").read_text(), report.to_text())
+    assert all(one.command in text and one.command in terminal and one.when in page for one in report.next)
+
+
+def test_a_recipe_with_rounds_hands_on_what_the_last_gain_left(tmp_path: Path):
+    planned = plan(find_recipe("iterate"), config="tiny", overrides=[f"output={tmp_path}"])
+    for name in ("round_1/sft", "round_2/sft", "heldout.jsonl"):
+        (tmp_path / name).mkdir(parents=True)
+    assert next_commands(planned, last_gain=0) == ()
+    (one,) = next_commands(planned, last_gain=2)
+    assert f"model={tmp_path / 'round_2' / 'sft'}" in one.command
 
 
 def test_a_training_without_steps_has_no_curves():
