@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 from gym_bridge.config import StrictModel
+from gym_bridge.errors import ConfigError
 from gym_bridge.recipes.catalogue import PLAIN, find_recipe
 from gym_bridge.recipes.planning import Plan, is_brought
 from gym_bridge.schemas.recipe_manifest import NextStep
@@ -49,7 +50,10 @@ def _hands(plan: Plan, following: NextStep, last_gain: int | None) -> dict[str, 
 
 
 def _same_again(plan: Plan, following: NextStep) -> dict[str, str]:
-    known = {one.name for one in find_recipe(following.step).manifest.parameters}
+    try:
+        known = {one.name for one in find_recipe(following.step).manifest.parameters}
+    except ConfigError:  # a recipe of the user's, in a folder that is not known here
+        known = set()
     given = {name: _brought(plan, name) for name in THE_SAME_AGAIN if name in known}
     return {name: json.dumps(value) if isinstance(value, dict) else str(value) for name, value in given.items() if value}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import recipe_page
 from gym_bridge.errors import ConfigError
 from gym_bridge.recipes.catalogue import find_recipe, recipes
 from gym_bridge.recipes.planning import plan
@@ -152,6 +153,14 @@ def test_the_pipeline_compares_its_stages_on_the_same_tasks(ran: dict[str, Path]
     heldout = report.suites["evaluate"].sets["heldout"]
     assert list(heldout.policies) == ["start", "sft", "dpo", "rlvr"]
     assert list(heldout.against_baseline) == ["sft", "dpo", "rlvr"]
+
+
+def test_a_page_of_results_is_made_of_a_run(ran: dict[str, Path]):
+    told = recipe_page.page(ran["mixed"])
+    tables = [line.split(" | ")[0].removeprefix("| ") for line in told.splitlines() if line.startswith("| ")]
+    assert {"sums", "safety", "game", "start", "sft", "rlvr", "stage", "metric", "reward/sums"} <= set(tables)
+    assert told.count("won, ") == 6  # three sets, two policies that come after another
+    assert recipe_page.page(ran["iterate"]).startswith("| heldout | reward, 3 tasks, 6 rollouts |")
 
 
 def test_several_environments_are_told_apart_in_training_and_on_held_out_tasks(ran: dict[str, Path]):

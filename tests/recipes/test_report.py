@@ -1,6 +1,7 @@
 """What a recipe's report makes of its stages' numbers."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_what_comes_next_is_told_as_commands_for_what_is_there(tmp_path: Path):
     report = write_report(planned, [], notes=[])
     page, text, terminal = ((output / "report.html").read_text(), (output / "report.md").read_text(), report.to_text())
     assert all(one.command in text and one.command in terminal and one.when in page for one in report.next)
+
+
+def test_a_recipe_of_ones_own_may_name_another_of_ones_own(tmp_path: Path):
+    folder = tmp_path / "mine"
+    shutil.copytree(find_recipe("sft").folder, folder)
+    manifest = (folder / "step.toml").read_text()
+    (folder / "step.toml").write_text(manifest.replace('step = "dpo"', 'step = "my_dpo"'))
+    planned = plan(find_recipe(str(folder)), config="tiny", overrides=[f"output={tmp_path / 'run'}", "server=calculator"])
+    (planned.output / "sft").mkdir(parents=True)
+    (planned.output / "heldout.jsonl").touch()
+    told = [one.command for one in next_commands(planned) if "my_dpo" in one.command]
+    assert told == [
+        f"gym-bridge recipe run my_dpo -c tiny model={planned.output / 'sft'} heldout_tasks={planned.output / 'heldout.jsonl'}"
+    ]
 
 
 def test_a_recipe_with_rounds_hands_on_what_the_last_gain_left(tmp_path: Path):
