@@ -110,8 +110,22 @@ def test_a_greedy_completion_is_the_likeliest_and_has_the_models_own_logprobs(ti
         assert gap(policy, [first]) < FLOAT32
 
 
+async def tokens_flow(server: VLLMProcess, *, more: int = 40) -> None:
+    """Return when the server has generated that many tokens from now on."""
+
+    async def generated() -> float:
+        told = (await client.get(f"{server.url}/metrics")).text.splitlines()
+        return sum(float(line.split()[-1]) for line in told if line.startswith("vllm:generation_tokens_total"))
+
+    each_its_own = httpx.Limits(max_keepalive_connections=0)  # a stalled server closes connections that were kept
+    async with httpx.AsyncClient(timeout=30, limits=each_its_own) as client, asyncio.timeout(120):
+        first = await generated()
+        while await generated() < first + more:
+            await asyncio.sleep(0.01)
+
+
 def test_pushes_under_completions_change_weights_between_two_tokens_and_lose_none(tiny_tied_for_vllm, servers, tmp_path: Path):
-    prompt, params = PROMPT[:20], SamplingParams(max_tokens=600)
+    prompt, params = PROMPT[:20], SamplingParams(max_tokens=200)
     odd, even = open_policy(tiny_tied_for_vllm, lr=1e-2), open_policy(tiny_tied_for_vllm, lr=1e-2)
     step(even)
     with closing(opened(odd, servers[0], run=tmp_path, overlaps=True)) as sampler:
@@ -128,6 +142,7 @@ def test_pushes_under_completions_change_weights_between_two_tokens_and_lose_non
             pushed = asyncio.Event()
             playing = [asyncio.create_task(play(pushed)) for _ in range(8)]
             for version in range(2, 10):
+                await tokens_flow(servers[0])  # however slow this machine: no push before there is something to interrupt
                 await asyncio.to_thread(sampler.push, (even if version % 2 == 0 else odd).weights(), version)
             pushed.set()
             return [one for played in await asyncio.gather(*playing) for one in played]
