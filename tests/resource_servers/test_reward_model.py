@@ -21,6 +21,7 @@ from tests.rollouts.stage import called
 pytest.importorskip("torch", reason="needs the train extra: pip install -e '.[train]'")
 
 from gym_bridge.resource_servers.reward_model.app import RewardModelServer, Settings
+from gym_bridge.resource_servers.reward_model.scorer import of_like_lengths
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,14 @@ def test_scores_are_those_of_transformers_alone_and_in_a_batch(fixture: str, req
     assert together == pytest.approx(alone, abs=1e-5)
     assert together == pytest.approx(expected, abs=1e-5)
     assert len({round(one, 3) for one in together}) == len(ASKED)
+
+
+@given(st.lists(st.integers(1, 5000), max_size=40))
+def test_a_long_conversation_pads_no_short_one(lengths: list[int]):
+    groups = of_like_lengths(lengths)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    assert sum(len(group) * max(lengths[place] for place in group) for group in groups) <= sum(lengths) * 4 / 3
+    assert of_like_lengths([60] * 16) == [list(range(16))]
 
 
 def test_a_control_token_that_an_answer_writes_stays_text(tiny_reward_model: Path):

@@ -46,6 +46,13 @@ class RewardScorer:
 
     def scores(self, batch: Sequence[Sequence[int]]) -> list[float]:
         """The model's score of each conversation, as `transformers` computes it for that one alone."""
+        found = [0.0] * len(batch)
+        for places in of_like_lengths([len(one) for one in batch]):
+            for place, score in zip(places, self._scores_padded([batch[place] for place in places]), strict=True):
+                found[place] = score
+        return found
+
+    def _scores_padded(self, batch: Sequence[Sequence[int]]) -> list[float]:
         import torch
 
         longest = max(map(len, batch))
@@ -65,6 +72,17 @@ class RewardScorer:
         pad_id = next(token_id for token_id in range(len(ends) + 1) if token_id not in ends)
         self._module.config.pad_token_id = pad_id
         return pad_id
+
+
+def of_like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """The places of `lengths` in groups, each to be padded to its longest: no more than a third as many pad tokens as real ones."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if groups and lengths[place] * 4 >= lengths[groups[-1][0]] * 3:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
 def _device(name: str) -> Any:
