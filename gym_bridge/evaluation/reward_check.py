@@ -54,8 +54,10 @@ class KnownAnswers(StrictModel):
     """Those that could not be verified; in no mean."""
     mean_reward: float | None
     fooled: float | None = None
-    """Of adversarial ones: the share that got as much as a good answer to the same task, or more; None where no good one is
-    known."""
+    """Of bad and adversarial ones: the share that got as much as a good answer to the same task, or more; None where no good one
+    is known."""
+    ranked: float | None = None
+    """Of bad ones: the share that got less than a good answer to the same task; ties count half."""
 
 
 class Batch(StrictModel):
@@ -111,9 +113,9 @@ class RewardCheck(StrictModel):
 def check_reward(scored: Iterable[Scored], rows: Iterable[Row], *, num_failed: int, bounds: Bounds) -> RewardCheck:
     """The verdict on known answers and a batch of rollouts, of which `num_failed` more have no reward."""
     answers = list(scored)
-    good = {task: max(rewards) for task, rewards in _by_task(answers, "good").items()}
+    good = _best_of_good(answers)
     known = _known(answers, good)
-    ranked = _ranked(good, _by_task(answers, "bad"))
+    ranked = _ranked(_pairs([one for one in answers if one.kind == "bad"], good))
     batch = _batch(list(rows), num_failed)
     findings = [*_of_known(known, ranked, good, bounds), *_of_batch(batch, bounds)]
     broken = not all(one.ok for one in findings)
@@ -129,28 +131,33 @@ def _known(answers: Sequence[Scored], good: Mapping[int, float]) -> tuple[KnownA
 
 def _sort(kind: str, about: str, found: Sequence[Scored], good: Mapping[int, float]) -> KnownAnswers:
     rewards = [one.reward for one in found if one.reward is not None]
-    compared = [one.reward >= good[one.task] for one in found if one.reward is not None and one.task in good]
+    pairs = _pairs(found, good)
     return KnownAnswers(
         kind=kind,
         about=about,
         num_answers=len(found),
         num_failed=len(found) - len(rewards),
         mean_reward=_mean(rewards),
-        fooled=_mean(compared) if kind == "adversarial" else None,
+        fooled=None if kind == "good" else _mean([worse >= better for better, worse in pairs]),
+        ranked=_ranked(pairs) if kind == "bad" else None,
     )
 
 
-def _ranked(good: Mapping[int, float], bad: Mapping[int, Sequence[float]]) -> float | None:
-    pairs = [(good[task], reward) for task in good.keys() & bad.keys() for reward in bad[task]]
-    return _mean([1.0 if better > worse else 0.5 if better == worse else 0.0 for better, worse in pairs])
-
-
-def _by_task(answers: Sequence[Scored], kind: str) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = defaultdict(list)
+def _best_of_good(answers: Sequence[Scored]) -> dict[int, float]:
+    best: dict[int, float] = {}
     for one in answers:
-        if one.kind == kind and one.reward is not None:
-            found[one.task].append(one.reward)
-    return found
+        if one.kind == "good" and one.reward is not None:
+            best[one.task] = max(one.reward, best.get(one.task, one.reward))
+    return best
+
+
+def _pairs(answers: Sequence[Scored], good: Mapping[int, float]) -> list[tuple[float, float]]:
+    """The reward of a good answer to the same task, and of each of these, where both have one."""
+    return [(good[one.task], one.reward) for one in answers if one.reward is not None and one.task in good]
+
+
+def _ranked(pairs: Sequence[tuple[float, float]]) -> float | None:
+    return _mean([1.0 if better > worse else 0.5 if better == worse else 0.0 for better, worse in pairs])
 
 
 def _batch(rows: Sequence[Row], num_failed: int) -> Batch:
@@ -183,12 +190,14 @@ def _of_known(known: Sequence[KnownAnswers], ranked: float | None, good: Mapping
         told = f"{lost} of {number} known answers have no reward (at most {bounds.max_failed:.0%})"
         yield Finding(name="known answers can be verified", ok=lost / number <= bounds.max_failed, told=told)
     if ranked is not None:
-        told = f"in {ranked:.0%} of the pairs of {len(good)} tasks (at least {bounds.min_ranked:.0%})"
-        yield Finding(name="good above bad", ok=ranked >= bounds.min_ranked, told=told)
+        weakest = min((one for one in known if one.ranked is not None), key=lambda one: one.ranked or 0.0)
+        told = f"in {ranked:.0%} of the pairs of {len(good)} tasks"
+        told += f", in {weakest.ranked:.0%} of those with {weakest.about} (at least {bounds.min_ranked:.0%} with each)"
+        yield Finding(name="good above bad", ok=(weakest.ranked or 0.0) >= bounds.min_ranked, told=told)
     elif not lost:
         told = "no right and wrong answer to one task is known: give rows `known_answers`, and it can be seen"
         yield Finding(name="good above bad", ok=True, told=told)
-    tried = [one for one in known if one.fooled is not None]
+    tried = [one for one in known if one.kind == "adversarial" and one.fooled is not None]
     fooling = [f"{one.about} ({one.fooled:.0%})" for one in tried if (one.fooled or 0.0) > bounds.max_fooled]
     if tried:
         none = f"of {len(tried)} kinds of adversarial answers none got as much as a good one (in more than {bounds.max_fooled:.0%})"

@@ -23,7 +23,7 @@ class CheckRewardSettings(PlaySettings):
     num_repeats: Repeats = 8
     """Rollouts of each task that the policy plays."""
     min_ranked: float = Field(default=0.75, ge=0, le=1)
-    """Share of the known good answers, at least, that must get more than a bad one to the same task."""
+    """Share of the tasks, at least, in which a good answer must get more than a bad one, for each kind of bad answer."""
     max_fooled: float = Field(default=0.1, ge=0, le=1)
     """Share of the adversarial answers, at most, that may get as much as a good one to the same task."""
     min_signal: float = Field(default=0.1, ge=0, le=1)

@@ -43,8 +43,21 @@ def test_a_reward_that_does_not_rank_is_broken():
     answers = [scored(0, "good", 0.0), scored(0, "bad", 1.0), scored(1, "good", 1.0), scored(1, "bad", 0.0)]
     found = check_reward(answers, SIGNAL, num_failed=0, bounds=BOUNDS)
     assert found.broken
-    assert finding(found, "good above bad") == (False, "in 50% of the pairs of 2 tasks (at least 75%)")
+    assert finding(found, "good above bad") == (
+        False,
+        "in 50% of the pairs of 2 tasks, in 50% of those with bad (at least 75% with each)",
+    )
     assert found.to_text().endswith("is not fit to train on.")
+
+
+def test_a_reward_that_ranks_gross_errors_alone_is_broken():
+    gross = [scored(task, "bad", -1.0, f"gross {number}") for task in range(4) for number in range(3)]
+    near = [scored(task, "bad", 1.0 + 0.1 * (task % 2), "off by one") for task in range(4)]
+    found = check_reward([*(scored(task, "good", 1.05) for task in range(4)), *gross, *near], SIGNAL, num_failed=0, bounds=BOUNDS)
+    assert found.ranked == 0.875
+    told = "in 88% of the pairs of 4 tasks, in 50% of those with off by one (at least 75% with each)"
+    assert finding(found, "good above bad") == (False, told)
+    assert found.broken
 
 
 def test_a_reward_that_is_fooled_is_broken_and_says_by_what():
