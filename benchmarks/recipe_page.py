@@ -14,9 +14,8 @@ from pathlib import Path
 
 from benchmarks.learning_curves import draw_lines, moving_mean
 from gym_bridge import compare
-from gym_bridge.evaluation.estimates import Estimate
 from gym_bridge.evaluation.suite_report import SetReport
-from gym_bridge.evaluation.telling import markdown_table
+from gym_bridge.evaluation.telling import markdown_table, number_and_interval
 from gym_bridge.recipes.report import RecipeReport, StageReport, TrainingReport
 
 WORTH_TELLING_S = 5.0
@@ -50,23 +49,18 @@ def held_out(name: str, found: SetReport, played: Path) -> str:
     for policy, summary in found.policies.items():
         paired = against.get(policy)
         difference, tasks = ("", "") if paired is None else (one.partition(": ")[2] for one in paired.sentences())
-        lines.append((policy, short(summary.reward), difference.replace("95 % ", ""), tasks))
+        lines.append((policy, number_and_interval(summary.reward, ".3f"), difference, tasks))
         for told in (summary.by_category, summary.by_component):
-            lines += [(f"{policy}: {part}", short(one), "", "") for part, one in told.items() if len(told) > 1]
+            lines += [(f"{policy}: {part}", number_and_interval(one, ".3f"), "", "") for part, one in told.items() if len(told) > 1]
     first = next(iter(found.policies.values()))
     header = (name, f"reward, {first.num_tasks} tasks, {first.num_rollouts} rollouts", "against the one before", "tasks")
-    return markdown_table(header, lines)
+    return markdown_table(header, lines).replace("(95 % ", "(")  # which the page says once
 
 
 def cost(stages: tuple[StageReport, ...]) -> str:
     """A line for each stage that took its time."""
     told = [(one.stage, f"{one.seconds:.0f}", f"{one.memory_gib:.1f}") for one in stages if one.seconds >= WORTH_TELLING_S]
     return markdown_table(("stage", "seconds", "GiB at most"), told)
-
-
-def short(estimate: Estimate) -> str:
-    """The mean with its interval."""
-    return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
 def curves(training: TrainingReport) -> Iterator[tuple[str, list[tuple[float, float]]]]:

@@ -58,9 +58,11 @@ def run(name: str, overrides: tuple[str, ...], config: str, dry_run: bool, quiet
     from gym_bridge.recipes.telling import commands, first_round
 
     planned = plan(find_recipe(name), config=config, overrides=overrides)
+    if dry_run and as_json:
+        print_json([{"stage": one.name, "command": told(one)} for one in (*planned.stages, *first_round(planned))])
+        return
     if dry_run:
-        stages = (*planned.stages, *first_round(planned))
-        print_json([{"stage": one.name, "command": told(one)} for one in stages]) if as_json else click.echo(commands(planned))
+        click.echo(commands(planned))
         return
     say = (lambda text: None) if quiet or as_json else click.echo
     report = run_plan(planned, say, quiet=quiet or as_json, to_stderr=as_json)

@@ -48,11 +48,10 @@ class ListPages:
         pages = self._site.pager(
             asked.page, chosen.height, PAGE_ROWS, lambda page: self._site.links.rollouts(number, query | {"page": page})
         )
-        return self._site.page(
-            "rollouts.html",
-            shown.file.name,
-            [{"text": shown.file.name, "href": None}],
-            **_filter_context(shown, asked, "Rollouts"),
+        return self._page(
+            shown,
+            asked,
+            "Rollouts",
             found=chosen.height,
             total=shown.rows.frame.height,
             rollouts=[shown.rollout(one, query=query) for one in lines],
@@ -68,17 +67,21 @@ class ListPages:
         pages = self._site.pager(
             asked.page, groups.height, PAGE_GROUPS, lambda page: self._site.links.groups(number, query | {"page": page})
         )
-        return self._site.page(
-            "rollouts.html",
-            shown.file.name,
-            [{"text": shown.file.name, "href": None}],
-            **_filter_context(shown, asked, "Groups"),
+        return self._page(
+            shown,
+            asked,
+            "Groups",
             found=groups.height,
             total=shown.rows.groups.height,
             groups=shown.groups(groups.slice((asked.page - 1) * PAGE_GROUPS, PAGE_GROUPS)),
             pages=pages,
             clear=self._site.links.groups(number),
         )
+
+    def _page(self, shown: FileShown, asked: Filter, here: str, **listed: Any) -> str:
+        """The page with filters, and below them what is listed."""
+        place = [{"text": shown.file.name, "href": None}]
+        return self._site.page("rollouts.html", shown.file.name, place, **_filter_context(shown, asked, here), **listed)
 
     def failures(self, number: int) -> str:
         """How the rollouts of a file ended, and why attempts failed."""
