@@ -81,6 +81,21 @@ def check_apart(recipe: Recipe, settings: RecipeSettings) -> None:
             raise ConfigError(f"{other} and {one.parameter} are both {value}; what trains cannot tell what was learnt")
 
 
+def check_read(recipe: Recipe, output: Path, stages: "Sequence[Stage]") -> None:
+    """Raises ConfigError for what is made for nobody, a file that is written or what a parameter asks for."""
+    produced = {output / one.path for one in recipe.manifest.produces}
+    for place, stage in enumerate(stages):
+        leaves = stage.command.leaves
+        words = [word for one in stages[place + 1 :] for word in one.command.argv]
+        if any(produced & {leaf, *leaf.parents} or any(str(leaf) in word for word in words) for leaf in leaves):
+            continue
+        told = f"stages.{stage.name} writes {leaves[0]}, which no stage reads"
+        if stage.command.text is not None:
+            raise ConfigError(f"{told}; name it as the reward, as in the config shaped: reward={leaves[0]}")
+        if stage.needs:
+            raise ConfigError(f"{stage.needs[0]} would have no effect: {told}; name it where one reads, as a config with it does")
+
+
 def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Path]) -> None:
     """Raises ConfigError for a file that two stages leave, and for what a stage reads in the run and no stage up to it leaves.
 

@@ -8,7 +8,7 @@ from typing import Any
 from gym_bridge.config import leaves, load_config, read_settings, validate
 from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.recipes.catalogue import PLAIN, STAGES, Recipe
-from gym_bridge.recipes.checking import check_apart, check_complete, check_files, check_heeded, check_keys, places
+from gym_bridge.recipes.checking import check_apart, check_complete, check_files, check_heeded, check_keys, check_read, places
 from gym_bridge.recipes.commands import Command, command_of
 from gym_bridge.schemas.recipe_settings import RecipeSettings, Round, RoundSettings, StageSettings, settings_model
 
@@ -21,6 +21,8 @@ class Stage:
     command: Command
     unless_empty: Path | None = None
     ignore_verdict: bool = False
+    needs: tuple[str, ...] = ()
+    """Parameters without which it would not be run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +76,8 @@ def plan(recipe: Recipe, *, config: str, overrides: Sequence[str]) -> Plan:
     check_files(stages, (Path(first.output),), set())
     check_heeded(recipe, config, overrides, [one.name for one in stages])
     made = Plan(recipe=recipe, config=config, overrides=tuple(overrides), brought=keys, settings=first, stages=stages)
-    if first.rounds is not None:
-        made.round(1, model=first_model(first))
+    repeated = () if first.rounds is None else made.round(1, model=first_model(first))[1]
+    check_read(recipe, Path(first.output), (*stages, *repeated))
     return made
 
 
@@ -136,17 +138,7 @@ def _stages(
         except ConfigError as error:
             other = "" if "verb" in values else nearest(name, [one for one in stages if one != name])
             raise ConfigError(f"stages.{name}: {error}{other}") from error
-    _check_read(made)
     return tuple(made)
-
-
-def _check_read(stages: Sequence[Stage]) -> None:
-    """Raises ConfigError for a file that is written for nobody: its settings would have no effect."""
-    for place, stage in enumerate(stages):
-        path = str(stage.command.leaves[0])
-        if stage.command.text is not None and not any(path in word for one in stages[place:] for word in one.command.argv):
-            told = f"stages.{stage.name} writes {path}, which no stage reads"
-            raise ConfigError(f"{told}; name it as the reward, as in the config shaped: reward={path}")
 
 
 def _told(values: Mapping[str, Any]) -> StageSettings:
@@ -157,4 +149,4 @@ def _stage(name: str, told: StageSettings, values: Mapping[str, Any]) -> Stage:
     own = {key: value for key, value in values.items() if key not in StageSettings.model_fields}
     command = command_of(told.verb, {**told.common, **own})
     unless_empty = None if told.unless_empty is None else Path(told.unless_empty)
-    return Stage(name=name, command=command, unless_empty=unless_empty, ignore_verdict=told.ignore_verdict)
+    return Stage(name=name, command=command, unless_empty=unless_empty, ignore_verdict=told.ignore_verdict, needs=told.needs)

@@ -340,6 +340,14 @@ def test_a_folder_whose_stages_cannot_be_read_is_a_users_mistake(text: str, tmp_
         plan(find_recipe(str(tmp_path)), config="tiny", overrides=[])
 
 
+def test_answers_to_try_whose_pairs_train_nothing_are_refused():
+    given = ["tried_attempts=11", "output=out"]
+    with pytest.raises(ConfigError, match=r"^tried_attempts would have no effect: stages.tried_pairs .* which no stage reads"):
+        plan(ALL["reward_model"], config="tiny", overrides=given)
+    read = "stages.train.data.train=[{path: out/pairs.train.jsonl}, {path: out/tried_pairs.train.jsonl}]"
+    assert "tried_pairs" in [one.name for one in plan(ALL["reward_model"], config="tiny", overrides=[*given, read]).stages]
+
+
 def test_a_combined_reward_is_what_is_checked_and_trained_on_and_not_what_is_evaluated():
     given = ("combine={parts: [{name: right, server: arithmetic}]}", "output=out")
     with pytest.raises(ConfigError, match=r"stages.reward writes out/reward.yaml, which no stage reads; .* reward=out/reward.yaml"):
