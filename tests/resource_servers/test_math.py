@@ -134,9 +134,10 @@ def test_the_answer_of_a_task_scores_and_another_does_not(kind: str):
     assert [reply["reward"] for reply in verified(MathServer(), asked + wrong)] == [1.0] * 4 + [0.0] * 4
 
 
+@pytest.mark.parametrize("size", [None, 7])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_step_of_a_solution_is_true_and_it_ends_in_the_answers_box(kind: str):
-    for row in rows(num_tasks=50, kind=kind):
+def test_every_step_of_a_solution_is_true_and_it_ends_in_the_answers_box(kind: str, size: int | None):
+    for row in rows(num_tasks=50, kind=kind, size=size):
         assert row["solution"].endswith(rf" \boxed{{{row['expected_answer']}}}")
         known = {"x": int(row["expected_answer"])} if kind == "linear_equation" else {}
         known |= {name: int(value) for name, value in re.findall(r"\$([xy]) = (-?\d+)\$", row["solution"])}
@@ -151,6 +152,27 @@ def evaluated(latex: str, known: dict[str, int]) -> float:
     python = re.sub(r"\\frac\{(.*?)\}\{(.*?)\}", r"((\1)/(\2))", latex)
     python = re.sub(r"\\(cdot|times)", "*", python)
     return eval(re.sub(r"(\d)([xy])", r"\1*\2", python), {}, known)
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("linear_equation", 7), ("system", 7), ("fraction", 20), ("percentage", 700)])
+def test_a_size_bounds_the_numbers_that_are_drawn(kind: str, largest: int):
+    pattern = {"linear_equation": r"(\d+)x", "fraction": r"\}\{(\d+)\}", "percentage": r"(\d+) dollars", "system": r"(\d+)[xy]"}[
+        kind
+    ]
+    size = 20 if kind == "fraction" else 7
+    assert (
+        max(int(one) for row in rows(num_tasks=400, kind=kind, size=size) for one in re.findall(pattern, row["question"]))
+        == largest
+    )
+
+
+@pytest.mark.parametrize(("kind", "size"), [("linear_equation", 2), ("fraction", 6), ("percentage", 2), ("system", 2)])
+def test_as_many_tasks_as_a_size_promises_are_found(kind: str, size: int):
+    promised = KINDS[kind].count(size) // 8
+    for split in ("train", "heldout"):
+        assert len({row["question"] for row in rows(num_tasks=promised, kind=kind, size=size, split=split)}) == promised
+    with pytest.raises(ConfigError, match=f"a split is sure of {promised} different tasks"):
+        rows(num_tasks=promised + 1, kind=kind, size=size)
 
 
 def test_questions_are_written_as_people_write_them():

@@ -1,7 +1,7 @@
 """Mathematics with one answer in a box, compared by math-verify in a process that can be killed."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -11,14 +11,14 @@ from gym_bridge.config import StrictModel
 from gym_bridge.resource_servers.base import Response, Split, Task, Verdict
 from gym_bridge.resource_servers.math.benchmarks import problem_of
 from gym_bridge.resource_servers.math.boxes import last_box, refusal
-from gym_bridge.resource_servers.math.problems import KINDS, Problem
+from gym_bridge.resource_servers.math.problems import KINDS, Kind, Problem
 from gym_bridge.resource_servers.records import Record
 from gym_bridge.resource_servers.scoring_server import ScoringServer
 from gym_bridge.resource_servers.splits import drawn, refuse_more_than
 from gym_bridge.schemas.rollouts import Row
 
 MAX_TASKS = 50_000
-"""Of at least 200,000 problems of each kind and split."""
+"""Of at least 200,000 problems of each kind and split; smaller sizes have fewer."""
 INSTRUCTION = (
     "Solve the problem. Reason as far as you need, and end with your answer in \\boxed{}: one answer, computed to its end."
 )
@@ -37,6 +37,9 @@ class Knobs(StrictModel):
 
     kind: Literal["mixed", "linear_equation", "fraction", "percentage", "system"] = "mixed"
     """mixed: one of the others at random for each task."""
+    size: int | None = Field(default=None, ge=2, le=1000)
+    """The largest factor, denominator or number of hundreds; null: 20 in equations, 40 in fractions, 60 in percentages, 9 in
+    systems. Small ones are for small models."""
 
 
 class MathServer(ScoringServer[MathTask]):
@@ -68,9 +71,10 @@ class MathServer(ScoringServer[MathTask]):
     @classmethod
     def make_tasks(cls, knobs: Knobs, *, num_tasks: int, seed: int, split: Split) -> Iterator[Row]:
         """Rows of one split; the split of a question is fixed by its hash."""
-        refuse_more_than(MAX_TASKS, num_tasks)
-        kinds = tuple(KINDS) if knobs.kind == "mixed" else (knobs.kind,)
-        problems = drawn(partial(_draw, kinds), identity=_question, num_tasks=num_tasks, seed=seed, split=split)
+        kinds = tuple(KINDS.values()) if knobs.kind == "mixed" else (KINDS[knobs.kind],)
+        sized = tuple((kind, knobs.size or kind.size) for kind in kinds)
+        refuse_more_than(min(MAX_TASKS, *(kind.count(size) // 8 for kind, size in sized)), num_tasks)
+        problems = drawn(partial(_draw, sized), identity=_question, num_tasks=num_tasks, seed=seed, split=split)
         return ({**_row(one.question, one.answer), "solution": one.solution, "split": split} for one in problems)
 
     @classmethod
@@ -81,8 +85,9 @@ class MathServer(ScoringServer[MathTask]):
             yield {**_row(found["question"], found["expected_answer"]), **found}
 
 
-def _draw(kinds: tuple[str, ...], generator: random.Random) -> Problem:
-    return KINDS[generator.choice(kinds)](generator)
+def _draw(kinds: Sequence[tuple[Kind, int]], generator: random.Random) -> Problem:
+    kind, size = generator.choice(kinds)
+    return kind.draw(generator, size)
 
 
 def _question(problem: Problem) -> str:
