@@ -209,6 +209,7 @@ def _of_batch(batch: Batch, bounds: Bounds) -> Iterable[Finding]:
     number = batch.num_rollouts + batch.num_failed
     failed = batch.num_failed / number if number else 1.0
     told = f"{batch.num_failed} of {number} failed (at most {bounds.max_failed:.0%})"
+    told += f"; {batch.num_truncated} ended at a limit of tokens or turns" if batch.num_truncated else ""
     yield Finding(name="rollouts succeed", ok=failed <= bounds.max_failed, told=told)
     if batch.num_groups:
         signal = batch.num_with_signal / batch.num_groups
@@ -216,7 +217,9 @@ def _of_batch(batch: Batch, bounds: Bounds) -> Iterable[Finding]:
             f"{batch.num_with_signal} of {batch.num_groups} groups (at least {bounds.min_signal:.0%}); mean reward "
             f"{batch.mean_reward:.3f}, spread within groups {batch.spread_within:.3f}, between them {batch.spread_between:.3f}"
         )
-        told += "" if signal else "; where all fail, warm the policy up by SFT or take easier tasks, where all succeed harder ones"
+        if not signal:
+            told += "; where a limit ends them, raise it"
+            told += "; where all fail, warm the policy up by SFT or take easier tasks, where all succeed harder ones"
         yield Finding(name="groups have a signal", ok=signal >= bounds.min_signal, told=told)
     if batch.seconds is not None:
         verifying, tokens = _number(batch.verify_seconds, ".3f"), _number(batch.output_tokens, ".0f")

@@ -99,6 +99,14 @@ def test_the_batch_is_told_in_numbers():
     assert (batch.seconds, batch.verify_seconds, batch.output_tokens) == (3.0, pytest.approx(0.3), 10)
 
 
+def test_rollouts_that_a_limit_ended_are_told_with_the_remedy():
+    cut = [row(0, 0.0, truncated=True), row(0, 0.0, truncated=True)]
+    found = check_reward(RIGHT, cut, num_failed=0, bounds=BOUNDS)
+    assert finding(found, "rollouts succeed")[1] == "0 of 2 failed (at most 25%); 2 ended at a limit of tokens or turns"
+    assert "where a limit ends them, raise it" in finding(found, "groups have a signal")[1]
+    assert "limit" not in " ".join(one.told for one in check_reward(RIGHT, SIGNAL, num_failed=0, bounds=BOUNDS).findings)
+
+
 def test_rollouts_that_fail_are_held_against_it():
     assert not check_reward(RIGHT, SIGNAL, num_failed=1, bounds=BOUNDS).broken
     assert check_reward(RIGHT, SIGNAL, num_failed=2, bounds=BOUNDS).broken
