@@ -57,7 +57,7 @@ class KnownAnswers(StrictModel):
     """Of bad and adversarial ones: the share that got as much as a good answer to the same task, or more; None where no good one
     is known."""
     ranked: float | None = None
-    """Of bad ones: the share that got less than a good answer to the same task; ties count half."""
+    """Of bad ones: the share that got less than a good answer to the same task."""
 
 
 class Batch(StrictModel):
@@ -93,8 +93,7 @@ class RewardCheck(StrictModel):
     findings: tuple[Finding, ...]
     known: tuple[KnownAnswers, ...]
     ranked: float | None
-    """Share of the pairs of a good and a bad answer to one task of which the good one has the higher reward; ties count half. None:
-    no such pair."""
+    """Share of the pairs of a good and a bad answer to one task of which the good one has the higher reward. None: no such pair."""
     batch: Batch
     bounds: Bounds
 
@@ -157,7 +156,7 @@ def _pairs(answers: Sequence[Scored], good: Mapping[int, float]) -> list[tuple[f
 
 
 def _ranked(pairs: Sequence[tuple[float, float]]) -> float | None:
-    return _mean([1.0 if better > worse else 0.5 if better == worse else 0.0 for better, worse in pairs])
+    return _mean([better > worse for better, worse in pairs])
 
 
 def _batch(rows: Sequence[Row], num_failed: int) -> Batch:
@@ -221,6 +220,9 @@ def _of_batch(batch: Batch, bounds: Bounds) -> Iterable[Finding]:
             told += "; where a limit ends them, raise it"
             told += "; where all fail, warm the policy up by SFT or take easier tasks, where all succeed harder ones"
         yield Finding(name="groups have a signal", ok=signal >= bounds.min_signal, told=told)
+    else:
+        told = "no task has two rewards, so none can differ" + ("" if batch.num_failed else "; let --num-repeats be 2 or more")
+        yield Finding(name="groups have a signal", ok=False, told=told)
     if batch.seconds is not None:
         verifying, tokens = _number(batch.verify_seconds, ".3f"), _number(batch.output_tokens, ".0f")
         told = f"{batch.seconds:.2f} s with others beside it, of it {verifying} s to verify; {tokens} tokens"

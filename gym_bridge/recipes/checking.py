@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +45,36 @@ def check_keys(recipe: Recipe, config: str, given: Mapping[str, Any]) -> None:
             raise ConfigError(f"unknown key {key!r}{nearest(key, known)}")
 
 
-def check_heeded(recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str]) -> None:
-    """Raises ConfigError for a parameter that was overridden, where no stage of those that are `running` reads it."""
-    if idle := _idle_parameters(recipe, config, overrides, running):
-        raise ConfigError(f"{idle[0]} would have no effect: with these settings no stage that runs reads it")
+class NoEffectError(ConfigError):
+    """A parameter was set that nothing reads."""
+
+    def __init__(self, parameter: str):
+        super().__init__(f"{parameter} would have no effect: with these settings no stage that runs reads it")
+        self.parameter = parameter
 
 
-def _idle_parameters(recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str]) -> list[str]:
+def check_heeded(recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str], brought: Collection[str]) -> None:
+    """Raises NoEffectError for a parameter that was overridden where no stage of those that are `running` reads it, ConfigError for
+    a setting of a stage that does not run. `brought` are the parameters that the user set, by a config too.
+    """
+    if idle := _idle_parameters(recipe, config, overrides, running, brought):
+        raise NoEffectError(idle[0])
+    for key in (one.partition("=")[0] for one in overrides):
+        scope, _, rest = key.partition(".")
+        stage, _, setting = rest.partition(".")
+        if scope == "stages" and setting and setting != "skip" and stage not in running:
+            raise ConfigError(f"{key} would have no effect: with these settings {scope}.{stage} does not run")
+
+
+def _idle_parameters(
+    recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str], brought: Collection[str]
+) -> list[str]:
     """The overridden parameters that neither stages read nor what these read, and that decide of no stage whether it runs."""
     raw = read_settings(recipe.folder / STAGES, recipe.config(config), overrides=overrides, shelf=recipe.folder)
     stages = raw.get("stages", {})
     rounds = raw.get("rounds", {})
     every = [*stages.values(), *rounds.get("stages", {}).values()]
-    deciding = {name for one in every for key in ("needs", "skip_when_given") for name in one.get(key, ())}
+    deciding = {name for one in every for name in _deciding(one, brought)}
     heeded: set[str] = set()
     unread = [raw["output"], rounds, *(stages[name] for name in running)]
     while unread:
@@ -69,6 +86,12 @@ def _idle_parameters(recipe: Recipe, config: str, overrides: Sequence[str], runn
     return [name for name in named if name in parameters - heeded - deciding and not (recipe.repeats and name == "model")]
 
 
+def _deciding(stage: Mapping[str, Any], brought: Collection[str]) -> list[str]:
+    """The parameters by which alone a stage runs, or does not."""
+    given = [name for name in stage.get("skip_when_given", ()) if name in brought]
+    return given if len(given) == 1 else [] if given else list(stage.get("needs", ()))
+
+
 def check_apart(recipe: Recipe, settings: RecipeSettings) -> None:
     """Raises ConfigError where two things of one type, such as tasks to train on and to evaluate on, are the same."""
     seen: dict[tuple[str, str], str] = {}
@@ -76,7 +99,7 @@ def check_apart(recipe: Recipe, settings: RecipeSettings) -> None:
         value = getattr(settings, one.parameter)
         if not isinstance(value, str):
             continue
-        other = seen.setdefault((one.type, os.path.normpath(value)), one.parameter)
+        other = seen.setdefault((one.type, os.path.realpath(value)), one.parameter)
         if other != one.parameter:
             raise ConfigError(f"{other} and {one.parameter} are both {value}; what trains cannot tell what was learnt")
 

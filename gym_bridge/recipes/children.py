@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,10 @@ def run_command(argv: Sequence[str], say: Callable[[str], None], *, processes: i
 
 def check_ended(ended: Ended, command: str, *, again: str) -> None:
     """Raises ConfigError for a command that met a user's mistake, PolicyError for one that failed otherwise; `again` goes on."""
+    if ended.code < 0:
+        killed = f"`{command}` was ended by signal {-ended.code} ({signal.strsignal(-ended.code)})"
+        memory = ", as the kernel does where memory runs out" if -ended.code == signal.SIGKILL else ""
+        raise PolicyError(f"{killed}{memory}; {again} goes on from there")
     if ended.code:
         kind = ConfigError if ended.code == ConfigError.exit_code else PolicyError
         raise kind(f"`{command}` ended with exit code {ended.code}, as told above; {again} goes on from there")

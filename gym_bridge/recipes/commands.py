@@ -79,13 +79,13 @@ class Inputs(StrictModel):
 
 def command_of(verb: str, values: Values) -> Command:
     """The command of `verb` with these settings, of which those that are null count as left out. Raises ConfigError."""
+    _refuse_secrets(values)
     kind, _, what = verb.partition(" ")
     if kind == "train" and what in SETTINGS:
         return _train(what, values)
     if verb not in MAKERS:
         known = [*MAKERS, *(f"train {one}" for one in SETTINGS)]
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, known)}")
-    _refuse_secrets(values)
     return MAKERS[verb]({name: value for name, value in values.items() if value is not None})
 
 
@@ -231,14 +231,18 @@ def _heeded(values: Values) -> Values:
     return {name: value for name, value in values.items() if name not in PLUMBING}
 
 
-def _refuse_secrets(values: Values) -> None:
-    """Raises ConfigError for what may be secret: commands are written down."""
-    if values.get("header"):
-        raise ConfigError("header: a recipe writes its commands down, and headers may hold keys; keys come from OPENAI_API_KEY")
-    for name, value in values.items():
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, str) and "://" in one and (urlsplit(one).username or urlsplit(one).password):
-                raise ConfigError(f"{name} holds a user and a password, and a recipe writes its commands down; leave them out")
+def _refuse_secrets(value: Any, name: str = "") -> None:
+    """Raises ConfigError for what may be secret, at any depth: commands are written down."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _refuse_secrets(one, f"{name}.{key}" if name else str(key))
+    elif name.rpartition(".")[2] == "header" and value:
+        raise ConfigError(f"{name}: a recipe writes its commands down, and headers may hold keys; keys come from OPENAI_API_KEY")
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _refuse_secrets(one, name)
+    elif isinstance(value, str) and "://" in value and (urlsplit(value).username or urlsplit(value).password):
+        raise ConfigError(f"{name} holds a user and a password, and a recipe writes its commands down; leave them out")
 
 
 def _check_played(server: str | None) -> None:
@@ -251,10 +255,8 @@ def _check_server_file(content: Mapping[str, Any]) -> None:
     """Raises ConfigError for a YAML file that sets up a server, or parts of one, with what they do not know."""
     if "server" in content:
         file = validate(ServerFile, content)
-        settings = validate(load_server(file.server).Settings, file.settings)
-        for part in getattr(settings, "parts", ()):
-            if "://" not in part.server and not part.server.endswith((".yaml", ".yml")):
-                _check_server_file({"server": part.server, "settings": part.settings})
+        kind = load_server(file.server)
+        kind(validate(kind.Settings, file.settings))
 
 
 def _check_server(stage: TasksStage) -> None:

@@ -1,5 +1,6 @@
 """A recipe's settings resolved into stages: which are run, in which order, as which commands."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class Plan:
 
 def plan(recipe: Recipe, *, config: str, overrides: Sequence[str]) -> Plan:
     """Resolve and check. Raises ConfigError for a config, a key or a value that is not understood, and for what is missing."""
+    overrides = [_plain_output(one) for one in overrides]
     first = _resolved(recipe, config, overrides, None)
     if not first.stages and first.rounds is None:
         raise ConfigError(f"{recipe.folder / STAGES}: names no stage")
@@ -74,7 +76,8 @@ def plan(recipe: Recipe, *, config: str, overrides: Sequence[str]) -> Plan:
     stages = _stages(first.stages, first, keys)
     check_apart(recipe, first)
     check_files(stages, (Path(first.output),), set())
-    check_heeded(recipe, config, overrides, [one.name for one in stages])
+    given = [one.name for one in recipe.manifest.parameters if is_brought(one.name, keys)]
+    check_heeded(recipe, config, overrides, [one.name for one in stages], given)
     made = Plan(recipe=recipe, config=config, overrides=tuple(overrides), brought=keys, settings=first, stages=stages)
     repeated = () if first.rounds is None else made.round(1, model=first_model(first))[1]
     check_read(recipe, Path(first.output), (*stages, *repeated))
@@ -99,6 +102,12 @@ def is_brought(key: str, keys: frozenset[str]) -> bool:
 def first_model(settings: RecipeSettings) -> str:
     """The policy that the first round begins with."""
     return str(getattr(settings, "model"))  # noqa: B009 - a parameter of the recipe's own
+
+
+def _plain_output(override: str) -> str:
+    """As commands are compared by: `output=run/` and `output=./run` are `output=run`."""
+    name, _, value = override.partition("=")
+    return f"output={os.path.normpath(value)}" if name == "output" and value else override
 
 
 def _round(output: Path, number: int, model: str) -> Round:

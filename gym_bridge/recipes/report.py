@@ -146,6 +146,8 @@ class RecipeReport(StrictModel):
         return f"recipe {self.recipe}, {self.config}"
 
 
+REPORTS = ("json", "md", "html")
+"""Suffixes of the report's files."""
 STAGE_HEADER = ("stage", "seconds", "GiB", "exit code")
 METRIC_HEADER = ("metric", "first", "last")
 
@@ -166,8 +168,8 @@ def write_report(
         suites={one.name: SuiteReport.model_validate_json(_leaf(one).read_bytes()) for one in _of(stages, "eval")},
         next=next_commands(plan, last_gain=last_gain),
     )
-    texts = {"json": report.model_dump_json(indent=2), "md": report.to_markdown(), "html": report.to_html()}
-    for suffix, text in texts.items():
+    texts = (report.model_dump_json(indent=2), report.to_markdown(), report.to_html())
+    for suffix, text in zip(REPORTS, texts, strict=True):
         with written_aside(plan.output / f"report.{suffix}") as file:
             file.write(text.encode())
     return report

@@ -14,7 +14,7 @@ from gym_bridge.io.jsonl import dump_line, read_jsonl, written_aside
 from gym_bridge.recipes.catalogue import find_recipe
 from gym_bridge.recipes.children import check_ended, run_command, shown
 from gym_bridge.recipes.planning import Plan, Stage, first_model, plan
-from gym_bridge.recipes.report import RecipeReport, StageReport, write_report
+from gym_bridge.recipes.report import REPORTS, RecipeReport, StageReport, write_report
 from gym_bridge.schemas.reward_check import BROKEN
 
 PROGRESS = "recipe.jsonl"
@@ -67,6 +67,8 @@ class RecipeRun:
 
     def run(self) -> list[tuple[Stage, StageReport]]:
         """Run what is not done yet; all that is done, in order. Raises as `run_plan`."""
+        if not (self.plan.output / PROGRESS).exists():
+            self._refuse_what_others_left()
         try:
             self.plan.output.mkdir(parents=True, exist_ok=True)
             self._file.open(exclusive=True)
@@ -80,6 +82,13 @@ class RecipeRun:
         finally:
             self._file.close()
         return self._ended
+
+    def _refuse_what_others_left(self) -> None:
+        """Raises ConfigError for a file that would be written over, in a directory where no recipe has run yet."""
+        reports = (self.plan.output / f"report.{suffix}" for suffix in REPORTS)
+        for place in (*reports, *(leaf for stage in self.plan.stages for leaf in stage.command.leaves)):
+            if place.exists() and place.absolute().is_relative_to(self.plan.output.absolute()):
+                raise ConfigError(f"{place} is there, and no recipe has run in {self.plan.output}; choose another output")
 
     def _run_rounds(self) -> None:
         if self.plan.settings.rounds is None:

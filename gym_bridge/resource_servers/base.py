@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gym_bridge.config import StrictModel, validate
 from gym_bridge.errors import ConfigError, nearest
@@ -181,15 +181,24 @@ class TaskServer(ABC, Generic[TaskT]):
     def known_answers(cls, row: Row) -> KnownAnswers:
         """Answers to a task by their worth, `good`, `bad` and `adversarial` ones, for `check-reward` and demonstrations.
 
-        Each is a text, or a list of texts and function calls, one a turn. Empty for a row that is no task of this server, and where
-        what the row tells of itself will do: its `expected_answer`, `solution` and `ground_truth`.
+        Each is a text, or a list of texts and function calls, one a turn. Empty where what the row tells of itself will do: its
+        `expected_answer`, `solution` and `ground_truth`. Asked of rows that are tasks of this server.
         """
         return {}
 
     @classmethod
-    def known_answers_for(cls, settings: StrictModel, row: Row) -> KnownAnswers:
-        """`known_answers` for a server with these `settings`; a server that stands before others asks theirs."""
+    def answers_to(cls, row: Row) -> KnownAnswers:
+        """`known_answers`, none for a row that is no task of this server."""
+        try:
+            cls.Task.model_validate(row)
+        except ValidationError:
+            return {}
         return cls.known_answers(row)
+
+    @classmethod
+    def known_answers_for(cls, settings: StrictModel, row: Row) -> KnownAnswers:
+        """`answers_to` for a server with these `settings`; a server that stands before others asks theirs."""
+        return cls.answers_to(row)
 
     async def start(self) -> None:
         """Called in the server's event loop before the first request: open pools and connections here."""

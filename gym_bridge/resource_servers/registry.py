@@ -88,7 +88,7 @@ def written_answers(name: str, row: "Row") -> "KnownAnswers":
     """What the server that `name` means knows of the worth of answers to a task of its own. Raises ConfigError."""
     kind = load_server(name)
     given = load_config(ServerFile, files=[name]).settings if _is_yaml(name) else {}
-    return kind.known_answers_for(validate(kind.Settings, given), row) if given else kind.known_answers(row)
+    return kind.known_answers_for(validate(kind.Settings, given), row) if given else kind.answers_to(row)
 
 
 def read_tasks(name: str, files: Sequence[Path], *, seed: int, **knobs: Any) -> "Iterator[Row]":

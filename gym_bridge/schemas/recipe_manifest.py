@@ -81,6 +81,8 @@ class NextStep(StrictModel):
     when: str
     hands: dict[str, str]
     """By a parameter of it the path, below this one's output, of what it is to be."""
+    takes: dict[str, str] = Field(default={})
+    """By a parameter of it the setting of this one that it is to be, where that has another name: `server = "sums.server"`."""
 
 
 class StepManifest(StrictModel):

@@ -19,7 +19,12 @@ URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)")
 
 
 def mirrored(name: str | Path) -> Path:
-    """The path of a file by its name; of a URL the place of its mirror. Raises ConfigError for a URL that no path can stand for."""
+    """The path of a file by its name; of a URL the place of its mirror.
+
+    Raises ConfigError for a URL that no path can stand for, ValueError for what is no name.
+    """
+    if not isinstance(name, str | Path):
+        raise ValueError("expected the name of one file")
     found = URL.fullmatch(str(name))
     if found is None:
         return Path(name)

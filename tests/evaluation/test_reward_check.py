@@ -34,9 +34,9 @@ def test_a_reward_that_ranks_right_is_not_fooled_and_has_a_signal_is_fit():
     assert found.to_text().endswith("Nothing speaks against training this policy on this reward.")
 
 
-def test_ties_count_half_and_only_answers_to_one_task_are_compared():
+def test_a_tie_is_no_order_and_only_answers_to_one_task_are_compared():
     answers = [scored(0, "good", 1.0), scored(0, "bad", 1.0), scored(0, "bad", 0.0), scored(1, "good", 0.1), scored(2, "bad", 9.0)]
-    assert check_reward(answers, SIGNAL, num_failed=0, bounds=BOUNDS).ranked == 0.75
+    assert check_reward(answers, SIGNAL, num_failed=0, bounds=BOUNDS).ranked == 0.5
 
 
 def test_a_reward_that_does_not_rank_is_broken():
@@ -86,6 +86,15 @@ def test_without_known_answers_that_is_said_and_the_batch_decides():
 @pytest.mark.parametrize(("rows", "broken"), [(SIGNAL, False), ([row(0, 1.0), row(0, 1.0), row(1, 0.0), row(1, 0.0)], True)])
 def test_groups_must_differ_within_not_between(rows: list[dict[str, Any]], broken: bool):
     assert check_reward(RIGHT, rows, num_failed=0, bounds=BOUNDS).broken == broken
+
+
+def test_a_signal_that_cannot_be_seen_is_held_against_it():
+    told = "no task has two rewards, so none can differ"
+    found = check_reward(RIGHT, [row(0, 0.0), row(1, 1.0)], num_failed=0, bounds=BOUNDS)
+    assert finding(found, "groups have a signal") == (False, f"{told}; let --num-repeats be 2 or more")
+    assert found.broken
+    failed = check_reward(RIGHT, [row(0, 0.0)], num_failed=3, bounds=BOUNDS)
+    assert finding(failed, "groups have a signal") == (False, told)
 
 
 def test_the_batch_is_told_in_numbers():

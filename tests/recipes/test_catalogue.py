@@ -146,6 +146,9 @@ def test_an_unknown_config_is_refused_with_the_nearest():
         ("stages.train.processes=two", "stages.train: processes"),
         ("stages.collect.header=['X-Key: s']", "stages.collect: header: a recipe writes its commands down"),
         ("stages.collect.model_url=['http://me:secret@h/v1']", "stages.collect: model_url holds a user and a password"),
+        ("stages.train.logger.mlflow.uri=http://me:secret@h", "stages.train: logger.mlflow.uri holds a user and a password"),
+        ("stages.evaluate.policies.other={model: m, header: [a]}", "stages.evaluate: policies.other.header: a recipe writes"),
+        ("train_tasks=[a.jsonl, b.jsonl]", "input=.*expected the name of one file"),
         ("attempts=none", "stages.collect: num_repeats='none'"),
         ("round.number=3", "round is given by the run"),
     ],
@@ -338,6 +341,51 @@ def test_a_folder_whose_stages_cannot_be_read_is_a_users_mistake(text: str, tmp_
     (tmp_path / STAGES).write_text(text)
     with pytest.raises(ConfigError):
         plan(find_recipe(str(tmp_path)), config="tiny", overrides=[])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "told"),
+    [
+        ("sft", ["rollouts=r.jsonl", "train_tasks=t.jsonl"], "train_tasks would have no effect"),
+        ("dpo", ["pairs=p.jsonl", "heldout_pairs=h.jsonl", "rollouts=r.jsonl"], "rollouts would have no effect"),
+        (
+            "sft",
+            ["rollouts=r.jsonl", "stages.collect.num_repeats=9"],
+            "stages.collect.num_repeats would .* stages.collect does not run",
+        ),
+    ],
+)
+def test_what_is_brought_for_nobody_is_refused(name: str, overrides: list[str], told: str):
+    with pytest.raises(ConfigError, match=told):
+        plan(ALL[name], config="tiny", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "override", "told"),
+    [
+        ("rlhf", "judge", "scorer.settings.model_url=http://me:secret@h/v1", "settings.model_url holds a user and a password"),
+        ("rlvr", "shaped", "server=number_game", "part 'right': number_game is a step-wise environment"),
+        ("rlvr", "shaped", "combine.tasks_from=nobody", "tasks_from='nobody' is no part"),
+        ("rlhf", "judge", "scorer.settings.lowest=11", "lowest"),
+    ],
+)
+def test_a_reward_that_cannot_be_opened_is_refused_before_anything_runs(name: str, config: str, override: str, told: str):
+    with pytest.raises(ConfigError, match=told):
+        plan(ALL[name], config=config, overrides=["model=m", override])
+
+
+def test_parts_of_a_reward_are_opened_here():
+    given = ["model=m", "server=http://127.0.0.1:9", "train_tasks=a.jsonl", "heldout_tasks=b.jsonl"]
+    with pytest.raises(ConfigError, match=r"http://127.0.0.1:9 is an address; parts are opened in this process"):
+        plan(ALL["rlvr"], config="shaped", overrides=given)
+
+
+def test_one_directory_spelt_in_several_ways_is_one(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spelt = [plan(ALL["sft"], config="tiny", overrides=[f"output={one}"]).stages for one in ("run", "run/", "./run")]
+    assert spelt[0] == spelt[1] == spelt[2]
+    with pytest.raises(ConfigError, match="train_tasks and heldout_tasks are both"):
+        plan(ALL["sft"], config="tiny", overrides=["train_tasks=a.jsonl", f"heldout_tasks={tmp_path / 'a.jsonl'}"])
 
 
 def test_answers_to_try_whose_pairs_train_nothing_are_refused():

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gym_bridge.errors import ConfigError, DataError
+from gym_bridge.errors import ConfigError, DataError, PolicyError
 from gym_bridge.io.jsonl import write_jsonl
 from gym_bridge.recipes.catalogue import find_recipe
+from gym_bridge.recipes.children import Ended, check_ended
 from gym_bridge.recipes.following import next_commands
 from gym_bridge.recipes.planning import plan
 from gym_bridge.recipes.report import StageReport, TrainingReport, write_report
@@ -73,6 +74,79 @@ def test_what_comes_next_is_told_as_commands_for_what_is_there(tmp_path: Path):
     assert all(one.command in text and one.command in terminal and one.when in page for one in report.next)
 
 
+AT_HTTP = ("server=http://127.0.0.1:9", "train_tasks=a.jsonl", "heldout_tasks=b.jsonl")
+RL_PREP_FILES = ("data/train/shard-00000-of-00001.jsonl", "data/validation/shard-00000-of-00001.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config", "overrides", "left", "step", "told"),
+    [
+        (
+            "sft",
+            "tiny",
+            ("server=math",),
+            ("sft", "rollouts.jsonl"),
+            "reward_model",
+            ["model={}/sft", "rollouts={}/rollouts.jsonl"],
+        ),
+        ("sft", "tiny", AT_HTTP, ("sft",), "dpo", [AT_HTTP[0], "model={}/sft", "heldout_tasks=b.jsonl", "train_tasks=a.jsonl"]),
+        (
+            "rl_prep",
+            "tiny",
+            ("knobs={kind: tool}",),
+            RL_PREP_FILES,
+            "rlvr",
+            [f"train_tasks={{}}/{RL_PREP_FILES[0]}", f"heldout_tasks={{}}/{RL_PREP_FILES[1]}"],
+        ),
+        (
+            "mixed",
+            "tiny",
+            ("sums.server=math", "sums.knobs.size=4"),
+            ("rlvr", "sums.heldout.jsonl"),
+            "rlvr",
+            ["server=math", 'knobs={{"size": 4}}', "max_tokens=32", "model={}/rlvr", "heldout_tasks={}/sums.heldout.jsonl"],
+        ),
+        (
+            "pipeline",
+            "code",
+            (),
+            ("rlvr", "heldout.jsonl"),
+            "iterate",
+            ["server=code", 'knobs={{"kind": "fill_in"}}', "max_tokens=128", "model={}/rlvr", "heldout_tasks={}/heldout.jsonl"],
+        ),
+    ],
+)
+def test_the_next_command_takes_what_is_in_force_and_what_it_heeds(
+    recipe: str, config: str, overrides: tuple[str, ...], left: tuple[str, ...], step: str, told: list[str], tmp_path: Path
+):
+    planned = plan(find_recipe(recipe), config=config, overrides=[f"output={tmp_path}", *overrides])
+    for one in left:
+        (tmp_path / one).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / one).touch()
+    (words,) = [shlex.split(one.command)[4:] for one in next_commands(planned) if f" run {step} " in one.command]
+    assert words == ["-c", "tiny", *(one.format(tmp_path) for one in told)]
+
+
+def test_long_mathematics_goes_on_with_its_own_server_and_length(tmp_path: Path):
+    planned = plan(find_recipe("long_context_math"), config="tiny", overrides=[f"output={tmp_path}"])
+    (tmp_path / "long").touch()
+    (tmp_path / "heldout.jsonl").touch()
+    (one,) = next_commands(planned)
+    longest = planned.settings.model_dump()["lengths"]["long"]
+    assert "server=math" in shlex.split(one.command)
+    assert f"max_tokens={longest}" in shlex.split(one.command)
+
+
+def test_what_comes_after_a_config_over_default_is_default(tmp_path: Path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("defaults: default.yaml\nmax_tokens: 512\n")
+    planned = plan(find_recipe("sft"), config=str(config), overrides=[f"output={tmp_path}"])
+    (tmp_path / "sft").touch()
+    (tmp_path / "heldout.jsonl").touch()
+    for one in next_commands(planned):
+        assert shlex.split(one.command)[4:7] == ["-c", "default", "max_tokens=512"]
+
+
 def test_a_recipe_of_ones_own_may_name_another_of_ones_own(tmp_path: Path):
     folder = tmp_path / "mine"
     shutil.copytree(find_recipe("sft").folder, folder)
@@ -133,3 +207,21 @@ def test_a_file_of_somebody_elses_is_not_written_over(tmp_path: Path):
     with pytest.raises(ConfigError, match="would write over it"):
         run_recipe("rl_prep", config="tiny", overrides=[f"stages.blend.output={mine}", f"output={tmp_path / 'run'}"])
     assert mine.read_text() == "{}\n"
+
+
+def test_what_no_recipe_left_is_not_written_over(tmp_path: Path):
+    mine = tmp_path / "report.md"
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=r"report.md is there, and no recipe has run in"):
+        run_recipe("rl_prep", config="tiny", overrides=[f"output={tmp_path}"])
+    assert mine.read_text() == "mine"
+    assert [one.name for one in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_a_command_that_a_signal_ended_is_told_as_such():
+    with pytest.raises(
+        PolicyError, match=r"`gym-bridge collect` was ended by signal 9 \(Killed\), as the kernel does where memory"
+    ):
+        check_ended(Ended(code=-9, seconds=1.0, memory_gib=1.0), "gym-bridge collect", again="the same command")
+    with pytest.raises(PolicyError, match=r"signal 15 \(Terminated\); the same command goes on"):
+        check_ended(Ended(code=-15, seconds=1.0, memory_gib=1.0), "gym-bridge collect", again="the same command")

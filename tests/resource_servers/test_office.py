@@ -346,7 +346,7 @@ def test_known_answers_look_up_every_id_and_address_before_they_use_it_and_less_
         assert reward(row, *calls, text=str(right[-1])) == 1.0
         assert reward(row, *calls[:-1], text=str(wrong[-1])) == 0.0
     assert looked_up > 60
-    assert OfficeServer.known_answers({"expected_answer": "4"}) == {}
+    assert OfficeServer.answers_to({"expected_answer": "4"}) == {}
 
 
 def test_what_a_task_asks_names_no_id_and_no_address():

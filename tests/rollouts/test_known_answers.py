@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gym_bridge.errors import DataError
+from gym_bridge.resource_servers.registry import written_answers
 from gym_bridge.rollouts.known_answers import FORMS, KnownAnswer, ScriptedEndpoint, known_answers
 from gym_bridge.schemas.seams import TurnRequest
 from gym_bridge.schemas.tokens import SampleKey
@@ -94,3 +95,16 @@ def test_a_list_of_texts_is_an_answer_of_as_many_turns():
     (good, *_) = known_answers(task(known_answers={"good": [["50", "25"]]}))
     assert said(good) == ["50", "25"]
     assert [len(turn) for turn in good.turns] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("server", "row"),
+    [
+        ("number_game", {"low": 1, "high": 10, "target": 50, "max_guesses": 5}),
+        ("arithmetic", {"operands": [1, 2, 3], "expected_answer": "6"}),
+        ("grid_world", {"map": "@G", "max_moves": 3}),
+        ("office", {"world": "none"}),
+    ],
+)
+def test_a_server_is_not_asked_for_answers_to_what_is_no_task_of_it(server: str, row: dict[str, Any]):
+    assert written_answers(server, task(**row)) == {}

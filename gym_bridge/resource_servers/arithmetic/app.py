@@ -94,7 +94,7 @@ class ArithmeticServer(ResourceServer[ArithmeticTask, Calculation]):
     @classmethod
     def known_answers(cls, row: Row) -> KnownAnswers:
         """Sums written out, as the worked examples are; those of the tool are told by the row."""
-        if row.get("ground_truth") or "operands" not in row:
+        if row.get("ground_truth"):
             return {}
         a, b = row["operands"]
         right, wrong = (f"{a} + {b} = {total}" for total in (a + b, a + b + 1))

@@ -235,6 +235,8 @@ def _check(given: Settings) -> None:
 def _made(part: Part) -> ResourceServer:
     """The server of a part. Raises ConfigError that names the part."""
     try:
+        if "://" in part.server:
+            raise ConfigError(f"{part.server} is an address; parts are opened in this process: a name, a file or a dotted path")
         if part.settings:
             if part.server.endswith((".yaml", ".yml")):
                 raise ConfigError(f"{part.server} has the settings; leave out `settings`")

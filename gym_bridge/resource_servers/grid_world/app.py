@@ -92,7 +92,7 @@ class GridWorldServer(StepwiseServer[WalkTask, Walk]):
     @classmethod
     def known_answers(cls, row: Row) -> KnownAnswers:
         """The shortest way, a reply for each stretch of it, and the same without its last move."""
-        way = shortest_way(row["map"]) if isinstance(row.get("map"), list) else None
+        way = shortest_way(row["map"])
         if way is None:
             return {}
         stretches = [way[first : first + MAX_MOVES_A_REPLY] for first in range(0, len(way), MAX_MOVES_A_REPLY)]
