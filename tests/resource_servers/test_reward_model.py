@@ -21,7 +21,7 @@ from tests.rollouts.stage import called
 pytest.importorskip("torch", reason="needs the train extra: pip install -e '.[train]'")
 
 from gym_bridge.resource_servers.reward_model.app import RewardModelServer, Settings
-from gym_bridge.resource_servers.reward_model.scorer import of_like_lengths
+from gym_bridge.resource_servers.reward_model.scorer import WORTH_KEEPING, RewardScorer, of_like_lengths, of_one_beginning
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,41 @@ def test_a_long_conversation_pads_no_short_one(lengths: list[int]):
     assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
     assert sum(len(group) * max(lengths[place] for place in group) for group in groups) <= sum(lengths) * 4 / 3
     assert of_like_lengths([60] * 16) == [list(range(16))]
+
+
+TOKENS = st.lists(st.integers(0, 2), max_size=30)
+
+
+@given(TOKENS, st.lists(TOKENS, min_size=1, max_size=12))
+def test_conversations_of_one_beginning_are_told_and_each_keeps_its_last_token(beginning: list[int], ends: list[list[int]]):
+    batch = [[*beginning * 9, *one, 7] for one in ends]
+    clusters = of_one_beginning(batch)
+    assert sorted(place for _, places in clusters for place in places) == list(range(len(batch)))
+    for shared, places in clusters:
+        assert len({tuple(batch[place][:shared]) for place in places}) == 1
+        assert all(len(batch[place]) > shared for place in places)
+        assert shared == 0 or shared * (len(places) - 1) >= WORTH_KEEPING
+    computed = sum(shared + sum(len(batch[place]) - shared for place in places) for shared, places in clusters)
+    assert computed <= sum(map(len, batch))
+
+
+def test_a_prompt_that_answers_share_is_computed_once(tiny_reward_model: Path):
+    import torch
+
+    scorer = RewardScorer(str(tiny_reward_model), device="cpu", dtype="float32", renderer=None)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 90, (length,), generator=generator).tolist() for length in (60, 45)]
+    ends = [torch.randint(3, 90, (length,), generator=generator).tolist() for length in (1, 3, 9, 40, 5, 5, 2, 17)]
+    batch = [[*prompts[place % 2], *end] for place, end in enumerate(ends)]
+    expected = [scorer.scores([one])[0] for one in batch]
+    sizes: list[int] = []
+    hook = scorer.module.register_forward_pre_hook(
+        lambda module, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    assert scorer.scores(batch) == pytest.approx(expected, abs=1e-5)
+    hook.remove()
+    assert sum(sizes) <= 60 + 45 + sum(map(len, ends)) * 4 / 3
+    assert sum(map(len, batch)) > 2 * sum(sizes)
 
 
 def test_a_control_token_that_an_answer_writes_stays_text(tiny_reward_model: Path):

@@ -3,6 +3,8 @@
 B = conversations of a batch, T = tokens of the longest of them.
 """
 
+import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -37,31 +39,54 @@ class RewardScorer:
             raise PolicyError(f"{directory}: no weights for {missing}; expected a reward model, found a model of another kind")
         if module.config.num_labels != 1:
             raise PolicyError(f"{directory}: a head with {module.config.num_labels} labels; expected a reward model, with one")
-        self._module = module.to(self._device).eval()
+        self.module = module.to(self._device).eval()
         self._pad_id: int | None = module.config.pad_token_id
+        self.shares_beginnings = _keeps_keys(self.module)
+        """Whether what conversations begin with together is computed once."""
 
     def token_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
         """A whole conversation. Raises DataError for what its renderer cannot render."""
         return self._renderer.render_ids(messages, tools=list(tools) or None)
 
     def scores(self, batch: Sequence[Sequence[int]]) -> list[float]:
-        """The model's score of each conversation, as `transformers` computes it for that one alone."""
+        """The model's score of each conversation, as `transformers` computes it for that one alone.
+
+        What conversations begin with together, such as the prompt of a group, is computed once.
+        """
         found = [0.0] * len(batch)
-        for places in of_like_lengths([len(one) for one in batch]):
-            for place, score in zip(places, self._scores_padded([batch[place] for place in places]), strict=True):
-                found[place] = score
+        for shared, places in of_one_beginning(batch) if self.shares_beginnings else [(0, list(range(len(batch))))]:
+            kept = self._keys(batch[places[0]][:shared]) if shared else None
+            rests = [batch[place][shared:] for place in places]
+            at_once = max(MOST_KEPT // shared, 1) if shared else len(rests)
+            for group in of_like_lengths([len(one) for one in rests]):
+                for some in (group[first : first + at_once] for first in range(0, len(group), at_once)):
+                    for place, score in zip(some, self._scores_padded([rests[one] for one in some], shared, kept), strict=True):
+                        found[places[place]] = score
         return found
 
-    def _scores_padded(self, batch: Sequence[Sequence[int]]) -> list[float]:
+    def _keys(self, beginning: Sequence[int]) -> Any:
+        """Keys and values of the tokens that conversations begin with."""
         import torch
 
-        longest = max(map(len, batch))
-        pad_id = self._padding(batch)
-        ids = torch.tensor([[*one, *[pad_id] * (longest - len(one))] for one in batch], device=self._device)  # [B, T]
-        lengths = torch.tensor([len(one) for one in batch], device=self._device)
-        mask = (torch.arange(longest, device=self._device)[None] < lengths[:, None]).long()  # [B, T]
         with torch.inference_mode():
-            logits = self._module(input_ids=ids, attention_mask=mask, use_cache=False).logits  # [B, 1]
+            return self.module(input_ids=torch.tensor([beginning], device=self._device), use_cache=True).past_key_values
+
+    def _scores_padded(self, rests: Sequence[Sequence[int]], shared: int, kept: Any) -> list[float]:
+        """Of conversations of which `shared` tokens, with their keys and values in `kept`, are not among `rests`."""
+        import torch
+
+        longest = max(map(len, rests))
+        pad_id = self._padding(rests)
+        ids = torch.tensor([[*one, *[pad_id] * (longest - len(one))] for one in rests], device=self._device)  # [B, T]
+        lengths = torch.tensor([shared + len(one) for one in rests], device=self._device)
+        mask = (torch.arange(shared + longest, device=self._device)[None] < lengths[:, None]).long()  # [B, shared + T]
+        given: dict[str, Any] = {"use_cache": False}
+        if kept is not None:
+            own = copy.deepcopy(kept)  # which the model writes to
+            own.batch_repeat_interleave(len(rests))
+            given = {"past_key_values": own}
+        with torch.inference_mode():
+            logits = self.module(input_ids=ids, attention_mask=mask, **given).logits  # [B, 1]
         return logits[:, 0].float().tolist()
 
     def _padding(self, batch: Sequence[Sequence[int]]) -> int:
@@ -70,8 +95,55 @@ class RewardScorer:
             return self._pad_id
         ends = {one[-1] for one in batch}
         pad_id = next(token_id for token_id in range(len(ends) + 1) if token_id not in ends)
-        self._module.config.pad_token_id = pad_id
+        self.module.config.pad_token_id = pad_id
         return pad_id
+
+
+MOST_KEPT = 65_536
+"""Tokens whose keys and values are held at once, at most: 2 GiB for a model of 1.5B parameters with grouped heads."""
+WORTH_KEEPING = 64
+"""Tokens that must be spared, at least, where a beginning is computed by itself: it is one more pass."""
+
+
+def of_one_beginning(batch: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """The places of conversations in clusters, each with the number of tokens that all in it begin with: 0 where none is worth it.
+
+    In order of their tokens, a conversation joins the cluster before it where that leaves fewer tokens to compute. Each keeps at
+    least its last token to itself.
+    """
+    clusters: list[tuple[int, list[int]]] = []
+    for place in sorted(range(len(batch)), key=lambda place: list(batch[place])):
+        if clusters:
+            shared, places = clusters[-1]
+            common = _num_common(batch[places[-1]], batch[place])
+            fewest = min(shared, common) if len(places) > 1 else common
+            if (len(places) - 1) * (shared - fewest) < fewest:
+                clusters[-1] = fewest, [*places, place]
+                continue
+        clusters.append((0, [place]))
+    alone = [place for shared, places in clusters if (len(places) - 1) * shared < WORTH_KEEPING for place in places]
+    found = [(shared, places) for shared, places in clusters if (len(places) - 1) * shared >= WORTH_KEEPING]
+    return [*found, (0, alone)] if alone else found
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    most = min(len(first), len(second)) - 1
+    return next((place for place in range(most) if first[place] != second[place]), most)
+
+
+def _keeps_keys(module: Any) -> bool:
+    """Whether tokens may be computed after those before them: a decoder whose keys and values transformers keeps."""
+    from transformers import DynamicCache
+
+    if "past_key_values" not in inspect.signature(module.forward).parameters:
+        return False
+    if getattr(module.config.get_text_config(), "use_bidirectional_attention", False):
+        return False
+    import torch
+
+    with torch.inference_mode():
+        told = module(input_ids=torch.tensor([[0]], device=module.device), use_cache=True).past_key_values
+    return type(told) is DynamicCache
 
 
 def of_like_lengths(lengths: Sequence[int]) -> list[list[int]]:
