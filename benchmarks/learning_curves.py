@@ -14,8 +14,9 @@ from gym_bridge.io.jsonl import read_jsonl
 
 COLUMNS = (
     *("reward", "reward_std", "solved", "num_groups_without_signal", "completion_tokens", "truncated", "num_turns"),
-    *("num_tool_calls", "num_tool_errors", "loss", "grad_norm", "entropy", "gap", "gap_max", "kl_rollout_old", "ratio_min"),
-    *("ratio_max", "num_trained_tokens", "num_sampled_tokens", "rollouts_s", "train_s", "push_s", "step_s", "peak_memory_gib"),
+    *("num_tool_calls", "num_tool_errors", "loss", "grad_norm", "entropy", "kl", "gap", "gap_max", "kl_rollout_old"),
+    *("ratio_min", "ratio_max", "num_trained_tokens", "num_sampled_tokens"),
+    *("rollouts_s", "train_s", "push_s", "step_s", "peak_memory_gib"),
 )
 
 
@@ -30,8 +31,10 @@ def moving_mean(values: list[float], width: int) -> list[float]:
 
 
 def write_table(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """A CSV line for each update of each run, with those columns that any of them has."""
-    columns = [name for name in COLUMNS if any(name in line for lines in runs.values() for line in lines)]
+    """A CSV line for each update of each run, with those columns that any of them has, rewards by environment and by part too."""
+    told = {name for lines in runs.values() for line in lines for name in line}
+    parts = sorted(name for name in told if name.startswith(("reward/", "reward_component/")))
+    columns = [*(name for name in COLUMNS if name in told), *parts]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["run", "step", *columns])
