@@ -226,3 +226,9 @@ except ConfigError as error:
 """
     done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", [["a.jsonl", "b.jsonl"], 3])
+def test_several_files_where_one_is_wanted_are_a_users_mistake(name):
+    with pytest.raises(ConfigError, match=r"^input=.*expected the name of one file$"):
+        validate(CollectSettings, {"input": name, "output": "out.jsonl", "model": "m"})

@@ -104,6 +104,17 @@ def check_apart(recipe: Recipe, settings: RecipeSettings) -> None:
             raise ConfigError(f"{other} and {one.parameter} are both {value}; what trains cannot tell what was learnt")
 
 
+def check_consumed(recipe: Recipe, config: str, settings: RecipeSettings) -> None:
+    """Raises ConfigError for what a recipe consumes that is no one path, and for null where the run would make its own."""
+    theirs = read_settings(recipe.config(config), shelf=recipe.folder)
+    for one in recipe.manifest.consumes:
+        value = getattr(settings, one.parameter)
+        if value is None and theirs.get(one.parameter) is not None:
+            raise ConfigError(f"{one.parameter}=null: leave it out, and the run makes its own")
+        if not isinstance(value, str | None):
+            raise ConfigError(f"{one.parameter}={value!r}: expected one path")
+
+
 def check_read(recipe: Recipe, output: Path, stages: "Sequence[Stage]") -> None:
     """Raises ConfigError for what is made for nobody, a file that is written or what a parameter asks for."""
     produced = {output / one.path for one in recipe.manifest.produces}

@@ -9,7 +9,16 @@ from typing import Any
 from gym_bridge.config import leaves, load_config, read_settings, validate
 from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.recipes.catalogue import PLAIN, STAGES, Recipe
-from gym_bridge.recipes.checking import check_apart, check_complete, check_files, check_heeded, check_keys, check_read, places
+from gym_bridge.recipes.checking import (
+    check_apart,
+    check_complete,
+    check_consumed,
+    check_files,
+    check_heeded,
+    check_keys,
+    check_read,
+    places,
+)
 from gym_bridge.recipes.commands import Command, command_of
 from gym_bridge.schemas.recipe_settings import RecipeSettings, Round, RoundSettings, StageSettings, settings_model
 
@@ -73,6 +82,7 @@ def plan(recipe: Recipe, *, config: str, overrides: Sequence[str]) -> Plan:
     needed = [one for one in recipe.manifest.consumes if one.required and not (one.unless and is_brought(one.unless, keys))]
     if missing := [one for one in needed if getattr(first, one.parameter) is None]:
         raise ConfigError(f"{missing[0].parameter!r} is required: {missing[0].description}; set {missing[0].parameter}=...")
+    check_consumed(recipe, config, first)
     stages = _stages(first.stages, first, keys)
     check_apart(recipe, first)
     check_files(stages, (Path(first.output),), set())
