@@ -222,7 +222,7 @@ def _of_batch(batch: Batch, bounds: Bounds) -> Iterable[Finding]:
         yield Finding(name="groups have a signal", ok=signal >= bounds.min_signal, told=told)
     else:
         told = "no task has two rewards, so none can differ" + ("" if batch.num_failed else "; let --num-repeats be 2 or more")
-        yield Finding(name="groups have a signal", ok=False, told=told)
+        yield Finding(name="groups have a signal", ok=bounds.min_signal == 0, told=told)
     if batch.seconds is not None:
         verifying, tokens = _number(batch.verify_seconds, ".3f"), _number(batch.output_tokens, ".0f")
         told = f"{batch.seconds:.2f} s with others beside it, of it {verifying} s to verify; {tokens} tokens"

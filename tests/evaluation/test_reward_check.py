@@ -93,6 +93,8 @@ def test_a_signal_that_cannot_be_seen_is_held_against_it():
     found = check_reward(RIGHT, [row(0, 0.0), row(1, 1.0)], num_failed=0, bounds=BOUNDS)
     assert finding(found, "groups have a signal") == (False, f"{told}; let --num-repeats be 2 or more")
     assert found.broken
+    unasked = BOUNDS.model_copy(update={"min_signal": 0.0})
+    assert not check_reward(RIGHT, [row(0, 0.0), row(1, 1.0)], num_failed=0, bounds=unasked).broken
     failed = check_reward(RIGHT, [row(0, 0.0)], num_failed=3, bounds=BOUNDS)
     assert finding(failed, "groups have a signal") == (False, told)
 
