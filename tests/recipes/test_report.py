@@ -109,10 +109,10 @@ RL_PREP_FILES = ("data/train/shard-00000-of-00001.jsonl", "data/validation/shard
         (
             "pipeline",
             "code",
-            (),
+            ("knobs.kind=generate", "max_tokens=99"),
             ("rlvr", "heldout.jsonl"),
             "iterate",
-            ["server=code", 'knobs={{"kind": "fill_in"}}', "max_tokens=128", "model={}/rlvr", "heldout_tasks={}/heldout.jsonl"],
+            ["server=code", 'knobs={{"kind": "generate"}}', "max_tokens=99", "model={}/rlvr", "heldout_tasks={}/heldout.jsonl"],
         ),
     ],
 )
