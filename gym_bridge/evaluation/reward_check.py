@@ -56,8 +56,6 @@ class KnownAnswers(StrictModel):
     fooled: float | None = None
     """Of bad and adversarial ones: the share that got as much as a good answer to the same task, or more; None where no good one
     is known."""
-    ranked: float | None = None
-    """Of bad ones: the share that got less than a good answer to the same task."""
 
 
 class Batch(StrictModel):
@@ -138,7 +136,6 @@ def _sort(kind: str, about: str, found: Sequence[Scored], good: Mapping[int, flo
         num_failed=len(found) - len(rewards),
         mean_reward=_mean(rewards),
         fooled=None if kind == "good" else _mean([worse >= better for better, worse in pairs]),
-        ranked=_ranked(pairs) if kind == "bad" else None,
     )
 
 
@@ -189,10 +186,11 @@ def _of_known(known: Sequence[KnownAnswers], ranked: float | None, good: Mapping
         told = f"{lost} of {number} known answers have no reward (at most {bounds.max_failed:.0%})"
         yield Finding(name="known answers can be verified", ok=lost / number <= bounds.max_failed, told=told)
     if ranked is not None:
-        weakest = min((one for one in known if one.ranked is not None), key=lambda one: one.ranked or 0.0)
+        weakest = max((one for one in known if one.kind == "bad"), key=lambda one: one.fooled or 0.0)
+        right = 1.0 - (weakest.fooled or 0.0)
         told = f"in {ranked:.0%} of the pairs of {len(good)} tasks"
-        told += f", in {weakest.ranked:.0%} of those with {weakest.about} (at least {bounds.min_ranked:.0%} with each)"
-        yield Finding(name="good above bad", ok=(weakest.ranked or 0.0) >= bounds.min_ranked, told=told)
+        told += f", in {right:.0%} of those with {weakest.about} (at least {bounds.min_ranked:.0%} with each)"
+        yield Finding(name="good above bad", ok=right >= bounds.min_ranked, told=told)
     elif not lost:
         told = "no right and wrong answer to one task is known: give rows `known_answers`, and it can be seen"
         yield Finding(name="good above bad", ok=True, told=told)
