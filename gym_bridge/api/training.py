@@ -14,6 +14,7 @@ from gym_bridge.cluster.commands import ADDRESS_VARIABLE
 from gym_bridge.errors import PolicyError, missing_extra
 from gym_bridge.io.digests import digest_weights
 from gym_bridge.io.progress import Progress
+from gym_bridge.io.run_directory import RunDirectory
 from gym_bridge.schemas.launched import check_offload, launched, num_shares
 from gym_bridge.schemas.settings import DPOSettings, GRPOSettings, RewardModelSettings, SFTSettings, TrainSettings
 
@@ -39,7 +40,8 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
     elsewhere = settings.cluster.kind == "ray" and ADDRESS_VARIABLE not in os.environ
     check_offload(settings.policy, in_shards=elsewhere or launched() is not None)  # refused before anything is read
     if elsewhere:
-        return train_on_ray(settings, quiet=quiet)
+        with RunDirectory(settings.trainer.output).held():
+            return train_on_ray(settings, quiet=quiet)
     num_shares(settings.policy)
     try:
         import torch  # noqa: F401
@@ -49,7 +51,7 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
 
     ranks = joined()
     if ranks is None:
-        return _train(settings, quiet=quiet)
+        return _lead(settings, quiet=quiet)
     from gym_bridge.policy.parallel_policy import follow, leader_of
 
     if not ranks.leads:
@@ -59,7 +61,7 @@ def train(settings: TrainSettings, *, quiet: bool = True) -> "TrainResult":
         return result
     result = None
     try:
-        result = _train(settings, quiet=quiet)
+        result = _lead(settings, quiet=quiet)
         return result
     finally:
         leader_of(ranks).end(result)
@@ -78,21 +80,28 @@ def follow_leader() -> bool:
     return follow(ranks) is not None
 
 
+def _lead(settings: TrainSettings, *, quiet: bool) -> "TrainResult":
+    """Train in the run directory, which the command that started this process on Ray holds for it."""
+    if settings.cluster.kind == "ray":
+        result = _train(settings, quiet=quiet)
+        ClusterFiles(settings.trainer.output).write_result(result)
+        return result
+    with RunDirectory(settings.trainer.output).held():
+        return _train(settings, quiet=quiet)
+
+
 def _train(settings: TrainSettings, *, quiet: bool) -> "TrainResult":
     match settings:
         case SFTSettings():
-            result = _train_sft(settings, quiet=quiet)
+            return _train_sft(settings, quiet=quiet)
         case DPOSettings():
-            result = _train_dpo(settings, quiet=quiet)
+            return _train_dpo(settings, quiet=quiet)
         case RewardModelSettings():
-            result = _train_reward_model(settings, quiet=quiet)
+            return _train_reward_model(settings, quiet=quiet)
         case GRPOSettings():
             from gym_bridge.api.training_grpo import train_grpo
 
-            result = train_grpo(settings, quiet=quiet)
-    if settings.cluster.kind == "ray":
-        ClusterFiles(settings.trainer.output).write_result(result)
-    return result
+            return train_grpo(settings, quiet=quiet)
 
 
 def total_steps(settings: OfflineSettings, data: "TrainData") -> int:

@@ -1,6 +1,5 @@
 """A file that grows by whole lines: a write that the disk or a signal cuts short is taken back, and may be tried again."""
 
-import fcntl
 import logging
 import os
 from contextlib import suppress
@@ -9,9 +8,9 @@ from pathlib import Path
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.io.jsonl import sync_path
+from gym_bridge.io.locks import lock
 
 BLOCK = 1 << 16
-LOCKS = Path("/proc/locks")
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +30,13 @@ class AppendedFile:
     def open(self, *, exclusive: bool = False) -> None:
         """Open or make the file; one that is not opened is made by the first sync.
 
-        `exclusive` takes the kernel's advisory lock of the file (flock) for as long as it is open. The kernel releases it when
-        the process ends, however it ends; nothing on disk tells of it, readers need no lock, and processes forked from this
-        one share it. Raises OSError, or ConfigError when somebody else holds the lock.
+        `exclusive` locks it for as long as it is open. Raises OSError, or ConfigError when somebody else holds the lock.
         """
         is_new = not self.path.exists()
         file = FileIO(self.path, "a+")
         try:
             if exclusive:
-                _lock(file.fileno(), self.path)
+                lock(file.fileno(), self.path)
             self.size = os.fstat(file.fileno()).st_size
             if is_new:
                 sync_path(self.path.parent)
@@ -124,28 +121,6 @@ class AppendedFile:
         if not same or own.st_size != self.size:
             found = f"{own.st_size} bytes, expected {self.size}" if same else "another file, or none"
             raise ConfigError(f"{self.path} was changed by another program while it was being written: found {found}")
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = _holder(os.fstat(descriptor))
-        who = "this process" if pid == os.getpid() else f"process {pid}" if pid else "another process"
-        raise ConfigError(f"{path} is being written by {who}; wait for its end, or choose another --output") from None
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): nothing keeps a second process from writing it", path, error.strerror)
-
-
-def _holder(info: os.stat_result) -> int | None:
-    """Id of the process that holds a file's lock, None where the kernel does not tell."""
-    place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
-    with suppress(OSError, ValueError):
-        for line in LOCKS.read_text().splitlines():
-            fields = line.split()
-            if fields[1:2] == ["FLOCK"] and fields[5:6] == [place]:
-                return int(fields[4]) if int(fields[4]) > 0 else None
-    return None
 
 
 def _whole_size(descriptor: int, size: int) -> int:

@@ -2,6 +2,8 @@
 
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from pydantic import BaseModel
 
 from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.io.jsonl import written_aside
+from gym_bridge.io.locks import lock
 
 REPORTED = ("gym-bridge", "torch", "transformers", "numpy", "aiohttp")
 
@@ -23,6 +26,26 @@ class RunDirectory:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other training out meanwhile; a directory that this one leaves empty is removed.
+
+        Raises ConfigError when another training holds it, or when it cannot be written.
+        """
+        place = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = place.open("ab")
+        except OSError as error:
+            raise ConfigError(f"cannot write {self.path}: {error.strerror}") from error
+        with file:
+            lock(file.fileno(), self.path)
+            try:
+                yield
+            finally:
+                if [one.name for one in self.path.iterdir()] == [place.name]:
+                    shutil.rmtree(self.path)
 
     def begin(self, settings: BaseModel, *, digests: dict[str, str]) -> None:
         """Write settings, versions and digests; on a second start, check that they match the first.

@@ -101,6 +101,19 @@ def test_ctrl_c_saves_the_steps_taken_and_the_same_command_goes_on(kind, child, 
         assert len(keys) == len(set(keys)) >= 8 * steps(run)[-1]
 
 
+def test_a_second_training_is_kept_out_of_a_run_until_the_first_one_is_killed(child, command, gym_bridge, tmp_path: Path):
+    run = tmp_path / "run"
+    running = child(*command("sft", run, "--quiet"))
+    wait_for_steps(run, 2, running)
+    before = steps(run)
+    second = gym_bridge(*command("sft", run, "--quiet"))
+    assert (second.code, f"{run} is being written by process {running.process.pid}; wait for its end" in second.err) == (2, True)
+    assert steps(run)[: len(before)] == before
+    running.kill()
+    more = gym_bridge(*command("sft", run, "trainer.max_steps=1", "--quiet"))
+    assert more.code == 0, more.err
+
+
 def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(child, command, gym_bridge, tmp_path: Path):
     run = tmp_path / "run"
     running = child(*command("sft", run, "--quiet"))

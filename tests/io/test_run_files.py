@@ -173,6 +173,25 @@ def test_the_same_run_goes_on_also_for_more_steps_and_another_is_refused_with_wh
     run.begin(Settings(), digests={"model": "abc"})
 
 
+def test_a_held_run_is_refused_to_others_and_one_that_stays_empty_is_removed(tmp_path: Path):
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), run.held():
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with run.held():
+        with pytest.raises(ConfigError, match=r"run is being written by (this|another) process; wait for its end"), run.held():
+            pass
+        run.begin(Settings(), digests={})
+    with run.held():
+        assert (run.path / "config.yaml").exists()
+
+
+def test_a_run_in_place_of_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ConfigError, match=r"cannot write .*run: File exists"), RunDirectory(tmp_path / "run").held():
+        pass
+
+
 class Scheduled(BaseModel):
     """A stand-in for the policy's section."""
 
