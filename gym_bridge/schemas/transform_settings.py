@@ -70,6 +70,8 @@ class TransformSettings(FormatOptions, _Target):
     HOST:PORT. Its machines see the inputs under the same paths."""
     bare: bool = False
     """Leave out the `gym_bridge` column, which tells where a row comes from."""
+    allow_empty: bool = False
+    """Write files without rows where nothing is left for them, rather than fail."""
     on_bad_row: OnBadRow = "error"
     """Stop at a row that cannot be read or converted, or drop and count it."""
     report: FileName | None = None

@@ -117,6 +117,15 @@ def test_when_nothing_is_left_one_line_says_why_and_the_exit_is_2(gym_bridge, op
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out.jsonl", "rollouts.jsonl"]
 
 
+def test_a_dataset_without_rows_is_written_where_that_is_allowed(gym_bridge, tmp_path: Path):
+    path, out, report = small(tmp_path), tmp_path / "out.jsonl", tmp_path / "report.json"
+    given = ["--to", "tasks", "--where-group", "pass_rate > 1", "--allow-empty", "--output", out, "--report", report]
+    ended = gym_bridge("transform", path, *given)
+    assert (ended.code, out.read_bytes()) == (0, b""), ended.err
+    told = json.loads(report.read_text())
+    assert (told["rows_in"], sum(told["dropped"].values())) == (3, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -16,7 +16,6 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.recipes.catalogue import find_recipe, recipes
 from gym_bridge.recipes.planning import plan
 from gym_bridge.recipes.report import RecipeReport
-from tests.tiny_models import ENDS
 
 pytestmark = pytest.mark.slow
 
@@ -75,21 +74,6 @@ def overrides(name: str, output: Path, model: Path, *more: str) -> list[str]:
 def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gym_bridge", "recipe", "run", name, "-c", "tiny", "--quiet", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
-@pytest.fixture(scope="session")
-def ending_model(tiny_qwen3: Path, tmp_path_factory) -> Path:
-    """A model of random weights that ends its answers soon."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    place = tmp_path_factory.mktemp("ending") / "model"
-    shutil.copytree(tiny_qwen3, place)
-    module = AutoModelForCausalLM.from_pretrained(place)
-    with torch.no_grad():
-        module.get_output_embeddings().weight[ENDS["eos_token_id"]] *= 4.0
-    module.save_pretrained(place)
-    return place
 
 
 @pytest.fixture(scope="module")
