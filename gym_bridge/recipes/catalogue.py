@@ -59,7 +59,7 @@ def find_recipe(name: str) -> Recipe:
         return _recipe(Path(name))
     known = {called: one for one in recipes() for called in (one.manifest.step.id, *one.manifest.step.aliases)}
     if name not in known:
-        raise ConfigError(f"unknown recipe {name!r}{nearest(name, known)}")
+        raise ConfigError(f"unknown recipe {name!r}, and no folder with a {MANIFEST}{nearest(name, known)}")
     return known[name]
 
 

@@ -155,8 +155,10 @@ def _stages(
             if not (told.skip or any(is_brought(one, keys) for one in told.skip_when_given) or absent & set(told.needs)):
                 made.append(_stage(prefix + name, told, values))
         except ConfigError as error:
-            other = "" if "verb" in values else nearest(name, [one for one in stages if one != name])
-            raise ConfigError(f"stages.{name}: {error}{other}") from error
+            if "verb" not in values:
+                other = nearest(name, [one for one in stages if one != name])
+                raise ConfigError(f"stages.{name} has no verb, and the recipe has no such stage{other}") from error
+            raise ConfigError(f"stages.{name}: {error}") from error
     return tuple(made)
 
 

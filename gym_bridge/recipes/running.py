@@ -13,6 +13,7 @@ from gym_bridge.io.appended_file import AppendedFile
 from gym_bridge.io.jsonl import dump_line, read_jsonl, written_aside
 from gym_bridge.recipes.catalogue import find_recipe
 from gym_bridge.recipes.children import check_ended, run_command, shown
+from gym_bridge.recipes.notes import check_brought, notes_of
 from gym_bridge.recipes.planning import Plan, Stage, first_model, plan
 from gym_bridge.recipes.report import REPORTS, RecipeReport, StageReport, write_report
 from gym_bridge.schemas.reward_check import BROKEN
@@ -20,12 +21,6 @@ from gym_bridge.schemas.reward_check import BROKEN
 PROGRESS = "recipe.jsonl"
 """A line for each stage that is done."""
 Say = Callable[[str], None]
-
-
-COLD = (
-    "no {name}= was given: this starts from {value}, as it was published. A policy that was warmed up, such as the one that "
-    "`gym-bridge recipe run sft` leaves, learns faster, and learns where this one never earns anything"
-)
 
 
 def run_recipe(name: str, *, config: str = "default", overrides: Sequence[str] = (), quiet: bool = True) -> RecipeReport:
@@ -39,16 +34,17 @@ def run_recipe(name: str, *, config: str = "default", overrides: Sequence[str] =
 def run_plan(planned: Plan, say: Say, *, quiet: bool = False, to_stderr: bool = False) -> RecipeReport:
     """Run what is not done yet, and write the report. `say` hears of every command.
 
-    `quiet`: commands show no progress. `to_stderr`: what they print goes there. Raises ConfigError where the directory holds
-    another run, or another process is at it, and for a command that a setting or a file made fail, PolicyError for one that failed
-    otherwise, KeyboardInterrupt on Ctrl-C.
+    `quiet`: commands show no progress. `to_stderr`: what they print goes there. Raises ConfigError where a file that the user
+    names is not there, where the directory holds another run, or another process is at it, and for a command that a setting or a
+    file made fail, PolicyError for one that failed otherwise, KeyboardInterrupt on Ctrl-C.
     """
-    cold = [] if planned.cold is None else [COLD.format(name=planned.cold, value=getattr(planned.settings, planned.cold))]
-    for note in cold:
+    check_brought(planned)
+    notes = notes_of(planned)
+    for note in notes:
         say(f"note: {note}")
     run = RecipeRun(planned, say, quiet=quiet, to_stderr=to_stderr)
     ended = run.run()
-    return write_report(planned, ended, notes=[*cold, *run.notes], last_gain=run.last_gain)
+    return write_report(planned, ended, notes=[*notes, *run.notes], last_gain=run.last_gain)
 
 
 class RecipeRun:

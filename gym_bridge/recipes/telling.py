@@ -2,6 +2,7 @@
 
 from gym_bridge.evaluation.telling import aligned
 from gym_bridge.recipes.catalogue import Recipe
+from gym_bridge.recipes.notes import missing_files, notes_of
 from gym_bridge.recipes.planning import Plan, Stage, first_model
 from gym_bridge.recipes.running import told
 
@@ -26,8 +27,9 @@ def description(recipe: Recipe) -> str:
 
 
 def commands(planned: Plan) -> str:
-    """The command lines of a run, as a script."""
-    lines = _lines(planned.stages)
+    """The command lines of a run, as a script, under what it is told with."""
+    lines = [f"# note: {one}" for one in (*notes_of(planned), *missing_files(planned))]
+    lines += _lines(planned.stages)
     rounds = planned.settings.rounds
     if rounds is not None:
         lines += [f"# {MANY.format(rounds.at_most)}; here as in the first round"]

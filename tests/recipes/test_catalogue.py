@@ -121,7 +121,7 @@ def test_a_folder_of_ones_own_is_a_recipe(tmp_path: Path):
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match="unknown recipe 'dpoo'; did you mean 'dpo'"):
+    with pytest.raises(ConfigError, match=r"unknown recipe 'dpoo', and no folder with a step.toml; did you mean 'dpo'"):
         find_recipe("dpoo")
 
 
@@ -134,7 +134,7 @@ def test_an_unknown_config_is_refused_with_the_nearest():
     ("override", "told"),
     [
         ("modle=x", "unknown key 'modle'; did you mean 'model'"),
-        ("stages.trian.policy.lr=1", "stages.trian: .*verb.*did you mean 'train'"),
+        ("stages.trian.policy.lr=1", "stages.trian has no verb, and the recipe has no such stage; did you mean 'train'"),
         ("stages.train.policy.lrr=1", "stages.train: unknown key 'policy.lrr'"),
         ("stages.collect.num_repeat=1", "stages.collect: unknown key 'num_repeat'; did you mean 'num_repeats'"),
         ("stages.evaluate.sets.heldout.inputt=1", "stages.evaluate: .*inputt"),
@@ -223,10 +223,18 @@ def test_what_an_earlier_run_left_may_be_read(tmp_path: Path):
     assert plan(ALL["sft"], config="tiny", overrides=[f"output={tmp_path}", "stages.collect.skip=true"]).stages
 
 
-def test_a_policy_that_is_trained_further_is_told_from_a_cold_one():
-    assert plan(ALL["rlvr"], config="tiny", overrides=[]).cold == "model"
-    assert plan(ALL["rlvr"], config="tiny", overrides=["model=runs/sft"]).cold is None
-    assert plan(ALL["sft"], config="tiny", overrides=[]).cold is None
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_a_broken_reward_stops_every_recipe_that_tries_one_unless_it_is_told_to_go_on(name: str, config: str):
+    if "ignore_broken_reward" not in {one.name for one in ALL[name].manifest.parameters}:
+        assert name not in ("rlvr", "rlhf", "pipeline", "mixed", "long_context_math")
+        return
+    needed = NEEDED.get(name, []) if config != "judge" else []
+    for told in (False, True):
+        given = [*needed, f"ignore_broken_reward={told}"]
+        tried = [one for one in plan(ALL[name], config=config, overrides=given).stages if one.command.argv[:1] == ("check-reward",)]
+        assert {one.ignore_verdict for one in tried} == {told}
+    plain = plan(ALL[name], config=config, overrides=needed)
+    assert getattr(plain.settings, "ignore_broken_reward") is ((name, config) == ("long_context_math", "tiny"))  # noqa: B009
 
 
 def test_rlhf_wants_a_reward_model_or_another_scorer():

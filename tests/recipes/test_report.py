@@ -196,8 +196,9 @@ def test_a_run_is_recorded_goes_on_and_refuses_other_settings(tmp_path: Path):
 
 
 def test_a_command_that_meets_a_users_mistake_ends_the_run_as_one(tmp_path: Path):
+    (tmp_path / "no_tasks.jsonl").write_text("no JSON\n")
     with pytest.raises(ConfigError, match="ended with exit code 2, as told above; the same command goes on from there"):
-        run_recipe("rl_prep", config="tiny", overrides=[f"blend={tmp_path / 'absent.jsonl'}", f"output={tmp_path / 'run'}"])
+        run_recipe("rl_prep", config="tiny", overrides=[f"blend={tmp_path / 'no_tasks.jsonl'}", f"output={tmp_path / 'run'}"])
     assert read_done(tmp_path / "run") == []
 
 

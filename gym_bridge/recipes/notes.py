@@ -1,0 +1,45 @@
+"""What a plan is told with: nothing of it is wrong, but its user may have meant something else."""
+
+from pathlib import Path
+
+from gym_bridge.errors import ConfigError
+from gym_bridge.recipes.planning import Plan, is_brought
+
+FILES = ("tasks_jsonl", "rollouts_jsonl", "preference_jsonl", "blend_jsonl")
+"""Types of what is a file, and no model that may have a name."""
+COLD = (
+    "no {name}= was given: this starts from {value}, as it was published. A policy that was warmed up, such as the one that "
+    "`gym-bridge recipe run sft` leaves, learns faster, and learns where this one never earns anything"
+)
+BORROWED = (
+    "{name} is yours, and the held-out tasks are made and verified by {server}, the server of the config; server= names the one "
+    "that made yours, and heldout_tasks= a file"
+)
+
+
+def notes_of(planned: Plan) -> tuple[str, ...]:
+    """A policy that nobody has trained, and held-out tasks that are unlike what the user brings."""
+    found = [] if planned.cold is None else [COLD.format(name=planned.cold, value=getattr(planned.settings, planned.cold))]
+    theirs = [name for name in brought_files(planned) if name != "heldout_tasks"]
+    makes_tasks = any(one.name == "heldout_tasks" for one in planned.stages)
+    if theirs and makes_tasks and not is_brought("server", planned.brought):
+        found.append(BORROWED.format(name=theirs[0], server=getattr(planned.settings, "server")))  # noqa: B009 - a parameter
+    return tuple(found)
+
+
+def brought_files(planned: Plan) -> dict[str, str]:
+    """The files that the user names, by parameter."""
+    named = [one.parameter for one in planned.recipe.manifest.consumes if one.type in FILES]
+    return {name: getattr(planned.settings, name) for name in named if is_brought(name, planned.brought)}
+
+
+def missing_files(planned: Plan) -> tuple[str, ...]:
+    """What is to be said of brought files that are not there."""
+    found = brought_files(planned).items()
+    return tuple(f"{name}={path}: no such file" for name, path in found if "://" not in path and not Path(path).exists())
+
+
+def check_brought(planned: Plan) -> None:
+    """Raises ConfigError for a file of the user's that is not there, before stages that do not read it take their time."""
+    if told := missing_files(planned):
+        raise ConfigError(told[0])
