@@ -6,6 +6,7 @@ rollout keeps the reward that /verify gave it, and is counted too. A task is sol
 
 import hashlib
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -64,6 +65,10 @@ class EvalSummary(StrictModel):
     """Mean reward of the tasks of each category that rows name."""
     by_component: dict[str, Estimate] = Field(default={})
     """Mean of each part of the reward that rows name in reward_components, over the tasks that have it."""
+    spread_within: float | None = None
+    """Mean over tasks of the standard deviation of their rewards; None where no task was tried twice."""
+    output_tokens: float | None = None
+    """Mean of the tokens that the policy wrote in a rollout; None where rows do not tell."""
     num_not_played: int = 0
     """Rollouts that were asked for and not played, because a budget ended; in no mean."""
 
@@ -180,6 +185,7 @@ class _Tally:
     """By name and task."""
     answers: dict[int, list[bytes | None]] | None = field(default_factory=dict)
     """As JSON, in the order of the rewards; None where a row does not tell its answer."""
+    output_tokens: list[int] = field(default_factory=list)
     num_failed: int = 0
     num_truncated: int = 0
 
@@ -211,6 +217,8 @@ def _tally(rows: Iterable[Row]) -> _Tally:
             answer = row[ANSWER]
             told = None if answer is None else orjson.dumps(answer, option=orjson.OPT_SORT_KEYS)
             tally.answers.setdefault(task, []).append(told)
+        tokens = ((row.get("response") or {}).get("usage") or {}).get("output_tokens")
+        tally.output_tokens += [tokens] if isinstance(tokens, int) else []
         tally.num_truncated += bool((row.get("gym_bridge") or {}).get("truncated"))
     return tally
 
@@ -245,6 +253,7 @@ def _summary(tally: _Tally, num_failed: int, ks: Sequence[int] | None) -> EvalSu
         raise DataError(f"no rollout has a reward and {num_failed} failed; the failures file says why")
     attempts = [(len(rewards), sum(reward >= SOLVED_REWARD for reward in rewards)) for rewards in tally.rewards.values()]
     chosen = _chosen_ks(tally.rewards, ks)
+    spreads = [statistics.pstdev(rewards) for rewards in tally.rewards.values() if len(rewards) > 1]
     return EvalSummary(
         reward=mean_reward(tally.rewards),
         num_tasks=len(tally.rewards),
@@ -259,6 +268,8 @@ def _summary(tally: _Tally, num_failed: int, ks: Sequence[int] | None) -> EvalSu
         by_category=_by_name(tally, tally.categories),
         by_component={name: mean_reward(rewards) for name, rewards in sorted(tally.components.items())},
         best_at_k={k: mean_over_tasks([best_at_k(rewards, k) for rewards in tally.rewards.values()]) for k in chosen},
+        spread_within=statistics.fmean(spreads) if spreads else None,
+        output_tokens=statistics.fmean(tally.output_tokens) if tally.output_tokens else None,
     )
 
 
@@ -299,6 +310,10 @@ def _described(summary: EvalSummary) -> dict[str, str]:
         "rollouts": f"{summary.num_rollouts} with a reward, of which {summary.num_truncated} truncated",
         "failed": f"{summary.num_failed}, in no mean",
     }
+    if summary.spread_within is not None:
+        lines["spread"] = f"{summary.spread_within:.3f} within a task, in the mean"
+    if summary.output_tokens is not None:
+        lines["tokens"] = f"{summary.output_tokens:.1f} a rollout, by the policy"
     for what, found in (("environment", summary.by_environment), ("category", summary.by_category)):
         if len(found) > 1:
             tasks = {

@@ -157,14 +157,19 @@ def write_report(
 ) -> RecipeReport:
     """The report of the stages that have ended, written to the recipe's directory; `last_gain` as of `next_commands`."""
     stages = [stage for stage, _ in ended]
+    trainings = {one.name: _training(one) for one in _of(stages, "train")}
+    drifting = [name for name, one in trainings.items() if one.verb == "grpo" and one.steps and "kl" not in one.metrics]
     report = RecipeReport(
         recipe=plan.recipe.manifest.step.id,
         config=plan.config,
         output=str(plan.output),
-        notes=tuple(notes),
+        notes=(
+            *notes,
+            *(f"{name}: no KL was measured; algorithm.beta above 0 holds a reference to measure it by" for name in drifting),
+        ),
         stages=tuple(one for _, one in ended),
         checks={one.name: RewardCheck.model_validate_json(_leaf(one).read_bytes()) for one in _of(stages, "check-reward")},
-        trainings={one.name: _training(one) for one in _of(stages, "train")},
+        trainings=trainings,
         suites={one.name: SuiteReport.model_validate_json(_leaf(one).read_bytes()) for one in _of(stages, "eval")},
         next=next_commands(plan, last_gain=last_gain),
     )

@@ -4,6 +4,7 @@ import pytest
 
 from gym_bridge.errors import ConfigError, DataError
 from gym_bridge.evaluation.summary import Comparison, EvalSummary, compare, summarize
+from gym_bridge.schemas.rollouts import Row
 
 
 def rollout(task, reward, *, prompt="say hi", truncated=False, **keys):
@@ -156,6 +157,7 @@ def test_a_summary_reads_plainly():
         "tasks        3 with a reward, 1 without\n"
         "rollouts     6 with a reward, of which 0 truncated\n"
         "failed       2, in no mean\n"
+        "spread       0.167 within a task, in the mean\n"
         "pass@1       0.500 (95 % -0.742 to 1.742)\n"
         "pass@2       0.667 (95 % -0.768 to 2.101)\n"
         "pass^2       0.333 (95 % -1.101 to 1.768)"
@@ -165,6 +167,16 @@ def test_a_summary_reads_plainly():
         "| --- | --- |",
         "| mean reward | 0.500 (95 % -0.742 to 1.742) |",
     ]
+
+
+def test_spread_and_length_are_told_where_rows_tell_them():
+    def row(task: int, reward: float, tokens: int | None) -> Row:
+        return rollout(task, reward, response={"usage": None if tokens is None else {"output_tokens": tokens}})
+
+    summary = summarize([row(0, 1.0, 10), row(0, 0.0, 20), row(1, 1.0, None), row(1, 1.0, 33)], num_failed=0)
+    assert (summary.spread_within, summary.output_tokens) == (0.25, 21.0)
+    assert "\ntokens       21.0 a rollout, by the policy\n" in summary.to_text()
+    assert summarize(rollouts([1.0], [0.0]), num_failed=0).spread_within is None
 
 
 def test_the_majority_counts_where_every_row_tells_its_answer():
@@ -210,6 +222,7 @@ def test_a_comparison_reads_plainly():
         "tasks        1 with a reward, 0 without             1 with a reward, 0 without\n"
         "rollouts     2 with a reward, of which 0 truncated  1 with a reward, of which 0 truncated\n"
         "failed       0, in no mean                          0, in no mean\n"
+        "spread       0.000 within a task, in the mean       -\n"
         "pass@1       0.000 (one task, no interval)          1.000 (one task, no interval)\n"
         "pass@2       0.000 (one task, no interval)          -\n"
         "pass^2       0.000 (one task, no interval)          -\n"

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from gym_bridge.errors import ConfigError
 from gym_bridge.recipes.catalogue import find_recipe, recipes
 from gym_bridge.recipes.planning import plan
 from gym_bridge.recipes.report import RecipeReport
+from tests.api.letters import share
 
 pytestmark = pytest.mark.slow
 
@@ -49,11 +53,18 @@ OF_ITS_OWN = {
     ),
     "long_context_math": ("steps.short=1", "steps.medium=1", "steps.long=1", "eval_attempts=16", "ks=[1,16]", "knobs.kind=null"),
 }
+BROUGHT = {
+    "dpo": {"heldout.jsonl"},
+    "rlvr": {"heldout.jsonl"},
+    "iterate": {"heldout.jsonl"},
+    "reward_model": {"rollouts.jsonl", "pairs.train.jsonl", "pairs.validation.jsonl"},
+}
+"""What a recipe of the chain takes from those before it, and does not make."""
 SKIPPED = [f"stages.{name}.skip=true" for name in ("demonstrations", "train", "evaluate")]
 NAMES = [one.manifest.step.id for one in recipes()]
 
 
-def overrides(name: str, output: Path, model: Path, *more: str) -> list[str]:
+def overrides(name: str, output: Path, model: Path, *more: str, config: str = "tiny") -> list[str]:
     known = {one.name for one in find_recipe(name).manifest.parameters}
     small = [
         f"{key}={value}" for key, value in SMALL.items() if key in known and not (name == "long_context_math" and key == "steps")
@@ -62,7 +73,7 @@ def overrides(name: str, output: Path, model: Path, *more: str) -> list[str]:
     words = [*small, *(f"{key}={value}" for key, value in given.items() if key in known), *OF_ITS_OWN.get(name, ()), *more]
     while True:
         try:
-            plan(find_recipe(name), config="tiny", overrides=words)
+            plan(find_recipe(name), config=config, overrides=words)
             return words
         except ConfigError as error:
             idle = str(error).partition(" would have no effect")
@@ -71,8 +82,8 @@ def overrides(name: str, output: Path, model: Path, *more: str) -> list[str]:
             words = [one for one in words if one.partition("=")[0] != idle[0]]
 
 
-def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gym_bridge", "recipe", "run", name, "-c", "tiny", "--quiet", *words]
+def run(name: str, *words: str, config: str = "tiny") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gym_bridge", "recipe", "run", name, "-c", config, "--quiet", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
@@ -102,9 +113,8 @@ def test_none_is_left_out(ran: dict[str, Path]):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_leaves_every_file_that_its_manifest_names(name: str, ran: dict[str, Path]):
-    missing = [one.path for one in find_recipe(name).manifest.produces if not (ran[name] / one.path).exists()]
-    brought = {"heldout.jsonl", "rollouts.jsonl", "pairs.train.jsonl", "pairs.validation.jsonl"}  # by the recipes before
-    assert set(missing) <= brought
+    missing = {one.path for one in find_recipe(name).manifest.produces if not (ran[name] / one.path).exists()}
+    assert missing == BROUGHT.get(name, set())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,12 +126,28 @@ def test_the_report_tells_every_stage_and_what_it_cost(name: str, ran: dict[str,
     assert all(one.stage in page and one.command in text for one in report.stages)
 
 
-@pytest.mark.parametrize("name", ["rlvr", "rlhf"])
-def test_reinforcement_tells_held_out_reward_drift_spread_and_length(name: str, ran: dict[str, Path]):
+@pytest.mark.parametrize(
+    ("name", "training"), [("rlvr", "train"), ("rlhf", "train"), ("pipeline", "rlvr"), ("long_context_math", "train_long")]
+)
+def test_reinforcement_tells_held_out_reward_drift_spread_and_length(name: str, training: str, ran: dict[str, Path]):
     report = RecipeReport.model_validate_json((ran[name] / "report.json").read_text())
     wanted = {"reward", "reward_std", "validation/heldout/reward", "kl", "completion_tokens"}
-    assert wanted <= report.trainings["train"].metrics.keys()
+    assert wanted <= report.trainings[training].metrics.keys()
     assert report.checks["check_reward"].batch.num_groups == SMALL["check_tasks"]
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "iterate", "pipeline", "rlhf"])
+def test_every_evaluation_tells_spread_and_length(name: str, ran: dict[str, Path]):
+    report = RecipeReport.model_validate_json((ran[name] / "report.json").read_text())
+    told = [policy for suite in report.suites.values() for one in suite.sets.values() for policy in one.policies.values()]
+    assert told
+    assert all(one.spread_within is not None and one.output_tokens for one in told)
+
+
+def test_the_longest_mathematics_is_told_by_its_best_of_sixteen(ran: dict[str, Path]):
+    report = RecipeReport.model_validate_json((ran["long_context_math"] / "report.json").read_text())
+    (heldout,) = report.suites["evaluate"].sets.values()
+    assert all(set(one.pass_at_k) == {1, 16} for one in heldout.policies.values())
 
 
 def test_rlhf_tells_the_verifier_beside_the_learned_reward(ran: dict[str, Path]):
@@ -130,6 +156,64 @@ def test_rlhf_tells_the_verifier_beside_the_learned_reward(ran: dict[str, Path])
     sets = report.suites["evaluate"].sets
     assert list(sets) == ["verifier", "learned"]
     assert sets["verifier"].policies["after"].reward.mean != sets["learned"].policies["after"].reward.mean
+
+
+def ran_with(name: str, config: str, output: Path, model: Path, *more: str) -> RecipeReport:
+    """The report of a run with another config than tiny."""
+    ended = run(name, *overrides(name, output, model, *more, config=config), config=config)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return RecipeReport.model_validate_json((output / "report.json").read_text())
+
+
+def test_a_reward_model_alone_makes_its_pairs_and_tells_its_accuracy_on_held_out_ones(tmp_path: Path, ending_model: Path):
+    report = ran_with("reward_model", "tiny", tmp_path, ending_model)
+    assert [one.path for one in find_recipe("reward_model").manifest.produces if not (tmp_path / one.path).exists()] == []
+    accuracy = report.trainings["train"].metrics["validation/held_out/accuracy"]
+    assert [step for step, _ in accuracy] == [0, report.trainings["train"].steps]
+    assert f"| validation/held_out/accuracy | {accuracy[0][1]:.4g} | {accuracy[-1][1]:.4g} |" in report.to_markdown()
+
+
+def test_pairs_of_what_no_policy_plays_train_a_reward_model_too(tmp_path: Path, ending_model: Path):
+    report = ran_with("reward_model", "robust", tmp_path, ending_model, "tried_attempts=4", "stages.tried.limit=8")
+    assert {"validation/held_out/accuracy", "validation/tried/accuracy"} <= report.trainings["train"].metrics.keys()
+    assert "--model tried-answers" in next(one.command for one in report.stages if one.stage == "tried")
+
+
+def test_a_combined_reward_is_shaped_in_training_and_not_in_the_evaluation(tmp_path: Path, ending_model: Path):
+    report = ran_with("rlvr", "shaped", tmp_path, ending_model, "combine.shaping.length={per_token: 0.01, free_tokens: 0}")
+    metrics = report.trainings["train"].metrics
+    assert all(shaped < right for (_, shaped), (_, right) in zip(metrics["reward"], metrics["reward_component/right"], strict=True))
+    assert report.suites["evaluate"].sets["heldout"].policies["after"].reward.mean >= 0
+
+
+class Judge(BaseHTTPRequestHandler):
+    """A chat endpoint that judges: a tenth for each tenth of vowels."""
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+        code, candidate = re.findall(r"<candidate ([0-9a-f]{16})>\n(.*?)\n?</candidate", prompt, re.DOTALL)[-1]
+        verdict = f"VERDICT {code}: {round(10 * share(candidate, 'aeiou'))}"
+        body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": verdict}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is told."""
+
+
+def test_the_verdicts_of_a_judge_at_an_endpoint_are_a_reward(tmp_path: Path, ending_model: Path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as judge:
+        threading.Thread(target=judge.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{judge.server_port}/v1"
+        given = [f"scorer.settings.model_url={url}", "scorer.settings.mode=rubric", "ignore_broken_reward=true"]
+        report = ran_with("rlhf", "judge", tmp_path, ending_model, *given)
+        judge.shutdown()
+    metrics = report.trainings["train"].metrics
+    assert any(value > 0 for _, value in metrics["reward_component/learned"])
+    assert metrics["reward"] == metrics["reward_component/learned"]  # the verifier watches with weight 0
+    assert report.suites["evaluate"].sets["learned"].policies["after"].num_failed == 0
 
 
 def test_the_pipeline_compares_its_stages_on_the_same_tasks(ran: dict[str, Path]):

@@ -29,6 +29,7 @@ def test_a_training_is_told_by_the_metrics_that_matter_and_the_parts_of_its_rewa
     done = StageReport(stage="train", command="gym-bridge train grpo", seconds=60.0, memory_gib=1.5)
     report = write_report(planned, [(stage, done)], notes=["something was found"])
     training = report.trainings["train"]
+    assert report.notes == ("something was found",)
     assert training.steps == 2
     assert training.metrics == {
         "reward": ((1, 0.25), (2, 0.75)),
@@ -51,7 +52,9 @@ def test_environments_and_their_held_out_sets_are_told_apart(tmp_path: Path):
     planned = plan(find_recipe("mixed"), config="tiny", overrides=[f"output={tmp_path}"])
     stage = next(one for one in planned.stages if one.name == "rlvr")
     done = StageReport(stage="rlvr", command="gym-bridge train grpo", seconds=60.0, memory_gib=1.5)
-    training = write_report(planned, [(stage, done)], notes=[]).trainings["rlvr"]
+    report = write_report(planned, [(stage, done)], notes=[])
+    assert report.notes == ("rlvr: no KL was measured; algorithm.beta above 0 holds a reference to measure it by",)
+    training = report.trainings["rlvr"]
     told = ["rlvr: reward", "rlvr: validation/game/reward", "rlvr: validation/sums/reward", "rlvr: reward by environment"]
     assert [one.title for one in training.curves("rlvr")] == told
     assert [line.name for line in training.curves("rlvr")[-1].lines] == ["game", "sums"]
