@@ -72,6 +72,11 @@ SUBSTITUTED = (
         why="no hub is reached: a model's files, not a name on the wire",
     ),
     Substitution(
+        pattern=r"(?<=--model )arithmetic/sft",
+        replacement="$SHOP/tiny",
+        why="what another page's recipe leaves, of which here the settings are resolved",
+    ),
+    Substitution(
         pattern=r"^gym-bridge recipe run (?!.*--dry-run).*?(?= +#|$)",
         replacement=r"\g<0> --dry-run",
         why="tests/recipes runs every recipe whole; here the settings of all stages are resolved",
