@@ -130,11 +130,11 @@ def check_read(recipe: Recipe, output: Path, stages: "Sequence[Stage]") -> None:
             raise ConfigError(f"{stage.needs[0]} would have no effect: {told}; name it where one reads, as a config with it does")
 
 
-def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Path]) -> None:
+def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Path], named: Mapping[Path, str]) -> None:
     """Raises ConfigError for a file that two stages leave, and for what a stage reads in the run and no stage up to it leaves.
 
     What is there already may be read. `shared` are directories of files of several stages: the run's, first, and a round's; `left`
-    is what was there before.
+    is what was there before, and `named` tells the parameters that name files.
     """
     below = re.compile(rf"(?<![\w./-])(?:\./)*{re.escape(str(shared[0]))}/[^\s\"',\[\]{{}}]+")
     made: dict[Path, str] = {}
@@ -149,9 +149,10 @@ def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Pat
         left = left | places(stage, shared)
         for path in read:
             if not (any(path in (one, *one.parents) or one in path.parents for one in left) or path.exists()):
+                setting = f"set {named[path]}=..." if path in named else "set what names it"
                 raise ConfigError(
-                    f"stages.{stage.name} reads {path}, which no stage of this run leaves; set what names it, or do not skip the "
-                    "stage that leaves it"
+                    f"stages.{stage.name} reads {path}, which no stage of this run leaves; {setting}, or do not skip the stage that "
+                    "leaves it"
                 )
 
 

@@ -68,7 +68,7 @@ class Plan:
         stages = _stages(settings.rounds.stages, settings, self.brought, prefix=f"round_{number}/")
         shared = (self.output, Path(current.directory))
         left = {Path(model)}.union(*(places(one, shared) for one in self.stages))
-        check_files(stages, shared, left)
+        check_files(stages, shared, left, _named(self.recipe, settings))
         return settings.rounds, stages
 
 
@@ -85,7 +85,7 @@ def plan(recipe: Recipe, *, config: str, overrides: Sequence[str]) -> Plan:
     check_consumed(recipe, config, first)
     stages = _stages(first.stages, first, keys)
     check_apart(recipe, first)
-    check_files(stages, (Path(first.output),), set())
+    check_files(stages, (Path(first.output),), set(), _named(recipe, first))
     given = [one.name for one in recipe.manifest.parameters if is_brought(one.name, keys)]
     check_heeded(recipe, config, overrides, [one.name for one in stages], given)
     made = Plan(recipe=recipe, config=config, overrides=tuple(overrides), brought=keys, settings=first, stages=stages)
@@ -112,6 +112,12 @@ def is_brought(key: str, keys: frozenset[str]) -> bool:
 def first_model(settings: RecipeSettings) -> str:
     """The policy that the first round begins with."""
     return str(getattr(settings, "model"))  # noqa: B009 - a parameter of the recipe's own
+
+
+def _named(recipe: Recipe, settings: RecipeSettings) -> dict[Path, str]:
+    """The parameters that name what the recipe consumes."""
+    values = {one.parameter: getattr(settings, one.parameter) for one in recipe.manifest.consumes}
+    return {Path(value): name for name, value in values.items() if isinstance(value, str)}
 
 
 def _plain_output(override: str) -> str:
