@@ -150,10 +150,8 @@ def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Pat
         for path in read:
             if not (any(path in (one, *one.parents) or one in path.parents for one in left) or path.exists()):
                 setting = f"set {named[path]}=..." if path in named else "set what names it"
-                raise ConfigError(
-                    f"stages.{stage.name} reads {path}, which no stage of this run leaves; {setting}, or do not skip the stage that "
-                    "leaves it"
-                )
+                told = f"stages.{stage.name} reads {path}, which no stage of this run leaves"
+                raise ConfigError(f"{told}; {setting}, or do not skip the stage that leaves it")
 
 
 def _inputs(words: Sequence[str]) -> list[str]:
