@@ -44,8 +44,9 @@ class RunDirectory:
             try:
                 yield
             finally:
-                if [one.name for one in self.path.iterdir()] == [place.name]:
-                    shutil.rmtree(self.path)
+                if self.path.is_dir() and [one.name for one in self.path.iterdir()] == [place.name]:
+                    place.unlink()
+                    self.path.rmdir()
 
     def begin(self, settings: BaseModel, *, digests: dict[str, str]) -> None:
         """Write settings, versions and digests; on a second start, check that they match the first.

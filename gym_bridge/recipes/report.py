@@ -158,14 +158,14 @@ def write_report(
     """The report of the stages that have ended, written to the recipe's directory; `last_gain` as of `next_commands`."""
     stages = [stage for stage, _ in ended]
     trainings = {one.name: _training(one) for one in _of(stages, "train")}
-    drifting = [name for name, one in trainings.items() if one.verb == "grpo" and one.steps and "kl" not in one.metrics]
+    unmeasured = [name for name, one in trainings.items() if one.verb == "grpo" and one.steps and "kl" not in one.metrics]
     report = RecipeReport(
         recipe=plan.recipe.manifest.step.id,
         config=plan.config,
         output=str(plan.output),
         notes=(
             *notes,
-            *(f"{name}: no KL was measured; algorithm.beta above 0 holds a reference to measure it by" for name in drifting),
+            *(f"{name}: no KL was measured; algorithm.beta above 0 holds a reference to measure it by" for name in unmeasured),
         ),
         stages=tuple(one for _, one in ended),
         checks={one.name: RewardCheck.model_validate_json(_leaf(one).read_bytes()) for one in _of(stages, "check-reward")},

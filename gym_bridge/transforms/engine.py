@@ -65,8 +65,8 @@ def transform_files(
 
     `workers` read and convert; without them the processes of `settings.workers` do.
 
-    Nothing is written when an error is raised: ConfigError for settings that do not fit, an unreadable file and an empty
-    dataset; DataError for the first bad row, unless those are skipped.
+    Nothing is written when an error is raised: ConfigError for settings that do not fit, an unreadable file and, unless it is
+    allowed, an empty dataset; DataError for the first bad row, unless those are skipped.
     """
     plan = make_plan(inputs, settings)
     outputs = outputs_of(settings)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pty
+import shutil
 from pathlib import Path
 
 import orjson
@@ -178,6 +179,9 @@ def test_a_held_run_is_refused_to_others_and_one_that_stays_empty_is_removed(tmp
     with pytest.raises(ZeroDivisionError), run.held():
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), run.held():
+        shutil.rmtree(run.path)  # what went wrong is told, and not that the directory is gone
+        raise ZeroDivisionError
     with run.held():
         with pytest.raises(ConfigError, match=r"run is being written by (this|another) process; wait for its end"), run.held():
             pass
