@@ -21,9 +21,9 @@ def notes_of(planned: Plan) -> tuple[str, ...]:
     """A policy that nobody has trained, and held-out tasks that are unlike what the user brings."""
     found = [] if planned.cold is None else [COLD.format(name=planned.cold, value=getattr(planned.settings, planned.cold))]
     theirs = [name for name in brought_files(planned) if name != "heldout_tasks"]
-    makes_tasks = any(one.name == "heldout_tasks" for one in planned.stages)
-    if theirs and makes_tasks and not is_brought("server", planned.brought):
-        found.append(BORROWED.format(name=theirs[0], server=getattr(planned.settings, "server")))  # noqa: B009 - a parameter
+    making = [one.command.argv[1] for one in planned.stages if one.name == "heldout_tasks" and one.command.argv[:1] == ("tasks",)]
+    if theirs and making and not is_brought("server", planned.brought):
+        found.append(BORROWED.format(name=theirs[0], server=making[0]))
     return tuple(found)
 
 
@@ -34,9 +34,10 @@ def brought_files(planned: Plan) -> dict[str, str]:
 
 
 def missing_files(planned: Plan) -> tuple[str, ...]:
-    """What is to be said of brought files that are not there."""
-    found = brought_files(planned).items()
-    return tuple(f"{name}={path}: no such file" for name, path in found if "://" not in path and not Path(path).exists())
+    """What is to be said of brought files that are not there, and that no stage makes."""
+    made = {leaf for stage in planned.stages for leaf in stage.command.leaves}
+    here = [(name, Path(path)) for name, path in brought_files(planned).items() if "://" not in path]
+    return tuple(f"{name}={path}: no such file" for name, path in here if path not in made and not path.exists())
 
 
 def check_brought(planned: Plan) -> None:

@@ -1,11 +1,12 @@
 """What a plan is told with, and files of the user's that are not there."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from gym_bridge.errors import ConfigError
-from gym_bridge.recipes.catalogue import recipes
+from gym_bridge.recipes.catalogue import find_recipe, recipes
 from gym_bridge.recipes.notes import check_brought, notes_of
 from gym_bridge.recipes.planning import plan
 from gym_bridge.recipes.running import run_plan
@@ -47,3 +48,13 @@ def test_a_file_that_is_not_there_is_told_before_anything_runs(tmp_path: Path, m
         run_plan(planned, lambda text: None)
     assert [one.name for one in tmp_path.iterdir()] == ["r.jsonl"]
     check_brought(plan(ALL["sft"], config="tiny", overrides=["rollouts=s3://bucket/r.jsonl", "heldout_tasks=r.jsonl"]))
+
+
+def test_a_file_that_a_recipe_of_ones_own_makes_where_it_is_told_need_not_be_there(tmp_path: Path):
+    folder = shutil.copytree(ALL["sft"].folder, tmp_path / "mine")
+    stages = (folder / "stages.yaml").read_text()
+    (folder / "stages.yaml").write_text(stages.replace("    skip_when_given: [train_tasks, rollouts]\n", ""))
+    given = [f"train_tasks={tmp_path / 'made.jsonl'}", f"output={tmp_path / 'run'}", "server=arithmetic"]
+    check_brought(plan(find_recipe(str(folder)), config="tiny", overrides=given))
+    with pytest.raises(ConfigError, match=r"train_tasks=.*made\.jsonl: no such file"):
+        check_brought(plan(ALL["sft"], config="tiny", overrides=given))
