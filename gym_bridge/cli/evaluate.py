@@ -10,11 +10,9 @@ import click
 from gym_bridge.api import evaluating, suites
 from gym_bridge.cli.options import given, output_options, settings_options
 from gym_bridge.config import load_config, validate
+from gym_bridge.errors import UNFIT
 from gym_bridge.schemas.play_settings import EvalSettings
 from gym_bridge.schemas.suite_settings import SuiteSettings
-
-REGRESSED = 1
-"""Exit code of a suite in which a policy may have lost more than is allowed."""
 
 
 class RunByDefault(click.Group):
@@ -89,7 +87,7 @@ def compare(before: Path, after: Path, ks: tuple[int, ...] | None, quiet: bool, 
 @command.command("suite", epilog="Example: gym-bridge eval --config suite.yaml max_regression=0.02")
 @click.argument("overrides", nargs=-1)
 @click.option("--config", "configs", multiple=True, type=click.Path(path_type=Path), help="A YAML file. Later ones win.")
-@click.option("--max-regression", type=float, help="Exit with 1 where a policy may have lost more than this against the baseline.")
+@click.option("--max-regression", type=float, help="Exit with 3 where a policy may have lost more than this against the baseline.")
 @_table_options
 def suite(
     overrides: tuple[str, ...],
@@ -108,7 +106,7 @@ def suite(
     found = suites.evaluate_suite(settings, quiet=quiet)
     _print(found, as_json=as_json, markdown=markdown)
     if found.regressions:
-        sys.exit(REGRESSED)
+        sys.exit(UNFIT)
 
 
 def _print(result: Any, *, as_json: bool, markdown: bool) -> None:

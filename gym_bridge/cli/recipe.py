@@ -1,11 +1,13 @@
 """`gym-bridge recipe list`, `recipe show` and `recipe run`."""
 
+import sys
 from pathlib import Path
 
 import click
 
 from gym_bridge.cli.options import output_options
 from gym_bridge.cli.printing import print_json, print_table
+from gym_bridge.errors import UNFIT
 
 
 @click.group("recipe")
@@ -54,12 +56,12 @@ def run(name: str, overrides: tuple[str, ...], config: str, dry_run: bool, quiet
     """
     from gym_bridge.recipes.catalogue import find_recipe
     from gym_bridge.recipes.planning import plan
-    from gym_bridge.recipes.running import run_plan, told
-    from gym_bridge.recipes.telling import commands, first_round
+    from gym_bridge.recipes.running import run_plan, shown_stage
+    from gym_bridge.recipes.telling import commands
 
     planned = plan(find_recipe(name), config=config, overrides=overrides)
     if dry_run and as_json:
-        print_json([{"stage": one.name, "command": told(one)} for one in (*planned.stages, *first_round(planned))])
+        print_json([{"stage": one.name, "command": shown_stage(one)} for one in (*planned.stages, *planned.first_round())])
         return
     if dry_run:
         click.echo(commands(planned))
@@ -71,3 +73,5 @@ def run(name: str, overrides: tuple[str, ...], config: str, dry_run: bool, quiet
     else:
         click.echo(report.to_text())
         click.echo(f"report: {Path(planned.output, 'report.html')}")
+    if report.regressions:
+        sys.exit(UNFIT)

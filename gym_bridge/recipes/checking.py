@@ -4,19 +4,20 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gym_bridge.config import leaves, read_settings
 from gym_bridge.errors import ConfigError, nearest
 from gym_bridge.recipes.catalogue import STAGES, Recipe
+from gym_bridge.recipes.reading import input_words
 from gym_bridge.schemas.recipe_settings import RecipeSettings
 
 if TYPE_CHECKING:
     from gym_bridge.recipes.planning import Stage
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
-_OUTPUT_OPTIONS, _OUTPUT_KEYS = ("--output", "--report"), ("output=", "trainer.output=")
 
 
 def check_complete(recipe: Recipe, config: str, given: Mapping[str, Any]) -> None:
@@ -130,6 +131,25 @@ def check_read(recipe: Recipe, output: Path, stages: "Sequence[Stage]") -> None:
             raise ConfigError(f"{stage.needs[0]} would have no effect: {told}; name it where one reads, as a config with it does")
 
 
+def check_tried(stages: "Sequence[Stage]") -> None:
+    """Raises ConfigError for a GRPO on the reward of one server where the run tries those of others."""
+    tried = {
+        word: stage.name
+        for stage in stages
+        if stage.command.argv[:1] == ("check-reward",)
+        for option, word in pairwise(stage.command.argv)
+        if option == "--server"
+    }
+    for stage in stages:
+        trained = [word.removeprefix("env.server=") for word in stage.command.argv if word.startswith("env.server=")]
+        if stage.command.argv[:2] == ("train", "grpo") and tried and trained and trained[0] not in tried:
+            other, check = next(iter(tried.items()))
+            raise ConfigError(
+                f"stages.{stage.name} trains on the reward of {trained[0]}, and stages.{check} tries that of {other}; name one "
+                f"server for both by the recipe's own parameter, or leave the trial out: stages.{check}.skip=true"
+            )
+
+
 def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Path], named: Mapping[Path, str]) -> None:
     """Raises ConfigError for a file that two stages leave, and for what a stage reads in the run and no stage up to it leaves.
 
@@ -139,7 +159,7 @@ def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Pat
     below = re.compile(rf"(?<![\w./-])(?:\./)*{re.escape(str(shared[0]))}/[^\s\"',\[\]{{}}]+")
     made: dict[Path, str] = {}
     for stage in stages:
-        read = list(map(Path, below.findall("\n".join(_inputs(stage.command.argv)))))
+        read = list(map(Path, below.findall("\n".join(input_words(stage.command.argv)))))
         for place in stage.command.leaves:
             if place in read:
                 raise ConfigError(f"stages.{stage.name} would write over {place}, which it reads")
@@ -152,12 +172,6 @@ def check_files(stages: "Sequence[Stage]", shared: Sequence[Path], left: set[Pat
                 setting = f"set {named[path]}=..." if path in named else "set what names it"
                 told = f"stages.{stage.name} reads {path}, which no stage of this run leaves"
                 raise ConfigError(f"{told}; {setting}, or do not skip the stage that leaves it")
-
-
-def _inputs(words: Sequence[str]) -> list[str]:
-    """The words that name no output."""
-    options = zip(("", *words), words, strict=False)
-    return [word for option, word in options if option not in _OUTPUT_OPTIONS and not word.startswith(_OUTPUT_KEYS)]
 
 
 def places(stage: "Stage", shared: Sequence[Path]) -> set[Path]:

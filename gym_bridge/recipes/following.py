@@ -2,13 +2,14 @@
 
 import json
 import shlex
+from itertools import count
 from typing import Any
 
 from gym_bridge.config import StrictModel, leaves, read_settings
 from gym_bridge.errors import ConfigError
 from gym_bridge.recipes.catalogue import PLAIN, Recipe, find_recipe
 from gym_bridge.recipes.checking import NoEffectError
-from gym_bridge.recipes.planning import Plan, is_brought, plan
+from gym_bridge.recipes.planning import PROGRESS, Plan, is_brought, plan
 from gym_bridge.schemas.recipe_manifest import NextStep
 
 IN_FORCE = {"model": "model", "server": "server", "knobs": "knobs", "max_tokens": "play.max_output_tokens"}
@@ -70,12 +71,21 @@ def _overrides(done: Plan, following: NextStep, hands: dict[str, str], config: s
     given = {name: value for name, value in given.items() if name in known and value is not None}
     while True:
         try:
-            plan(recipe, config=config, overrides=_words(given))
-            return _words(given)
+            planned = plan(recipe, config=config, overrides=_words(given))
+            return [*_words(given), *_elsewhere(planned)]
         except NoEffectError as error:
             del given[error.parameter]
         except ConfigError:
             return None
+
+
+def _elsewhere(planned: Plan) -> list[str]:
+    """An output that is free, where a recipe has run in the one that it would take."""
+    usual = planned.output
+    if not (usual / PROGRESS).exists():
+        return []
+    free = next(place for number in count(2) if not (place := usual.with_name(f"{usual.name}_{number}")).exists())
+    return [f"output={free}"]
 
 
 def _in_force(done: Plan, following: NextStep, recipe: Recipe, config: str) -> dict[str, Any]:

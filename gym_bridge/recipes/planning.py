@@ -17,10 +17,14 @@ from gym_bridge.recipes.checking import (
     check_heeded,
     check_keys,
     check_read,
+    check_tried,
     places,
 )
 from gym_bridge.recipes.commands import Command, command_of
 from gym_bridge.schemas.recipe_settings import RecipeSettings, Round, RoundSettings, StageSettings, settings_model
+
+PROGRESS = "recipe.jsonl"
+"""In a run's directory: a line for each command that has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,11 @@ class Stage:
     ignore_verdict: bool = False
     needs: tuple[str, ...] = ()
     """Parameters without which it would not be run."""
+
+    @property
+    def stops_if_unfit(self) -> bool:
+        """Whether a reward that it finds broken ends the run."""
+        return self.command.argv[:1] == ("check-reward",) and not self.ignore_verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,20 @@ class Plan:
         warm = self.recipe.manifest.step.warm
         return None if warm is None or is_brought(warm, self.brought) else warm
 
+    def first_round(self) -> tuple[Stage, ...]:
+        """The stages that are repeated, as in the first round; none where a recipe has no rounds."""
+        return () if self.settings.rounds is None else self.round(1, model=first_model(self.settings))[1]
+
+    def every_stage(self) -> tuple[Stage, ...]:
+        """Those that are run once, then those of as many rounds as there may be."""
+        most = 0 if self.settings.rounds is None else self.settings.rounds.at_most
+        model, found = first_model(self.settings) if most else "", list(self.stages)
+        for number in range(1, most + 1):
+            rounds, stages = self.round(number, model=model)
+            model = rounds.newest
+            found += stages
+        return tuple(found)
+
     def round(self, number: int, *, model: str) -> tuple[RoundSettings, tuple[Stage, ...]]:
         """The stages of a round that begins with `model`. Raises ConfigError."""
         current = _round(self.output, number, model)
@@ -85,12 +108,12 @@ def plan(recipe: Recipe, *, config: str, overrides: Sequence[str]) -> Plan:
     check_consumed(recipe, config, first)
     stages = _stages(first.stages, first, keys)
     check_apart(recipe, first)
+    check_tried(stages)
     check_files(stages, (Path(first.output),), set(), _named(recipe, first))
     given = [one.name for one in recipe.manifest.parameters if is_brought(one.name, keys)]
     check_heeded(recipe, config, overrides, [one.name for one in stages], given)
     made = Plan(recipe=recipe, config=config, overrides=tuple(overrides), brought=keys, settings=first, stages=stages)
-    repeated = () if first.rounds is None else made.round(1, model=first_model(first))[1]
-    check_read(recipe, Path(first.output), (*stages, *repeated))
+    check_read(recipe, Path(first.output), (*stages, *made.first_round()))
     return made
 
 

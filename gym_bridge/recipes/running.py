@@ -2,24 +2,23 @@
 
 import json
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gym_bridge.config import validate
-from gym_bridge.errors import ConfigError, DataError, PolicyError
+from gym_bridge.errors import UNFIT, ConfigError, DataError, PolicyError
 from gym_bridge.evaluation.suite_report import SuiteReport
 from gym_bridge.evaluation.summary import Paired
 from gym_bridge.io.appended_file import AppendedFile
 from gym_bridge.io.jsonl import dump_line, read_jsonl, written_aside
 from gym_bridge.recipes.catalogue import find_recipe
-from gym_bridge.recipes.children import check_ended, run_command, shown
+from gym_bridge.recipes.children import INTERRUPTED, Ended, check_ended, run_command, shown
 from gym_bridge.recipes.notes import check_brought, notes_of
-from gym_bridge.recipes.planning import Plan, Stage, first_model, plan
+from gym_bridge.recipes.planning import PROGRESS, Plan, Stage, first_model, plan
+from gym_bridge.recipes.reading import digests_of
 from gym_bridge.recipes.report import REPORTS, RecipeReport, StageReport, write_report
-from gym_bridge.schemas.reward_check import BROKEN
 
-PROGRESS = "recipe.jsonl"
-"""A line for each stage that is done."""
 Say = Callable[[str], None]
 
 
@@ -55,6 +54,8 @@ class RecipeRun:
         self._quiet, self._to_stderr = quiet, to_stderr
         self._file = AppendedFile(planned.output / PROGRESS)
         self._before: dict[str, StageReport] = {}
+        self._digests: dict[Path, str] = {}
+        self._is_anew = False
         self._ended: list[tuple[Stage, StageReport]] = []
         self.notes: list[str] = []
         """What the rounds came to."""
@@ -72,7 +73,7 @@ class RecipeRun:
             raise ConfigError(f"cannot write {self.plan.output}: {error.strerror}") from error
         try:
             self._file.cut_torn_tail()
-            self._before = {one.stage: one for one in read_done(self.plan.output)}
+            self._before = recorded(self.plan.output)
             self._run(self.plan.stages)
             self._run_rounds()
         finally:
@@ -82,9 +83,12 @@ class RecipeRun:
     def _refuse_what_others_left(self) -> None:
         """Raises ConfigError for a file that would be written over, in a directory where no recipe has run yet."""
         reports = (self.plan.output / f"report.{suffix}" for suffix in REPORTS)
-        for place in (*reports, *(leaf for stage in self.plan.stages for leaf in stage.command.leaves)):
-            if place.exists() and place.absolute().is_relative_to(self.plan.output.absolute()):
+        for place in (*reports, *(leaf for stage in self.plan.every_stage() for leaf in stage.command.leaves)):
+            if place.exists() and self._is_within(place):
                 raise ConfigError(f"{place} is there, and no recipe has run in {self.plan.output}; choose another output")
+
+    def _is_within(self, place: Path) -> bool:
+        return place.absolute().is_relative_to(self.plan.output.absolute())
 
     def _run_rounds(self) -> None:
         if self.plan.settings.rounds is None:
@@ -103,47 +107,83 @@ class RecipeRun:
 
     def _run(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
+            self._check_same(stage)
+        for stage in stages:
             if stage.unless_empty is not None and not _has_rows(stage.unless_empty):
                 continue
-            before = self._before.get(stage.name)
-            if before is not None and before.command != told(stage):
-                raise ConfigError(
-                    f"{self.plan.output} holds another run of the recipe: {stage.name} was `{before.command}` then, and is "
-                    f"`{told(stage)}` now; choose another output"
-                )
-            judged_broken = before is not None and before.code == BROKEN and not stage.ignore_verdict
-            if before is None or judged_broken or not all(map(Path.exists, stage.command.leaves)):
-                self._keep_what_others_made(stage)
-                before = self._run_one(stage)
-                self._file.add(dump_line(before.model_dump()))
-                self._file.sync()
-            self._ended.append((stage, before))
+            ended = self._done_before(stage)
+            if ended is None:
+                self._is_anew = True
+                ended = self._run_one(stage)
+            self._ended.append((stage, ended))
+
+    def _check_same(self, stage: Stage) -> None:
+        """Raises ConfigError where the stage was another command when it was done, or read other files."""
+        before = self._before.get(stage.name)
+        if before is None or not before.done:
+            return
+        told = f"{self.plan.output} holds another run of the recipe"
+        if before.command != shown_stage(stage):
+            change = f"{stage.name} was `{before.command}` then, and is `{shown_stage(stage)}` now"
+            raise ConfigError(f"{told}: {change}; choose another output")
+        now = digests_of(stage.command, self.plan.output, self._digests)
+        if changed := [path for path, digest in before.read.items() if now.get(path, digest) != digest]:
+            raise ConfigError(f"{told}: {changed[0]} has changed since {stage.name} read it; choose another output")
+
+    def _done_before(self, stage: Stage) -> StageReport | None:
+        """What an earlier call came to; None where the stage is to be run: for the first time, or after one that was run anew."""
+        before = self._before.get(stage.name)
+        if before is None or not before.done or self._is_anew or not all(map(Path.exists, stage.command.leaves)):
+            return None
+        return None if before.code == UNFIT and stage.stops_if_unfit else before
 
     def _keep_what_others_made(self, stage: Stage) -> None:
         """Raises ConfigError for a file outside of the run's directory that the stage would write over."""
-        if stage.command.argv[:1] == ("collect",):
-            return  # which goes on with what it began, and refuses the rest itself
+        if stage.command.argv[:1] == ("collect",) or stage.name in self._before:
+            return  # a collection goes on with what it began, and refuses the rest itself
         for leaf in stage.command.leaves:
-            if leaf.exists() and not leaf.absolute().is_relative_to(self.plan.output.absolute()):
+            if leaf.exists() and not self._is_within(leaf):
                 told = f"{leaf}: {stage.name} would write over it"
                 raise ConfigError(f"{told}; set its parameter on the command line, and it is read instead")
 
     def _run_one(self, stage: Stage) -> StageReport:
-        command = stage.command
+        self._keep_what_others_made(stage)
+        command, told = stage.command, shown_stage(stage)
         if command.text is not None:
-            self.say(f"\n$ {told(stage)}")
+            self.say(f"\n$ {told}")
             self._write(command.leaves[0], command.text)
-            return StageReport(stage=stage.name, command=told(stage), seconds=0.0, memory_gib=0.0)
-        argv = [*command.argv, *(["--quiet"] if self._quiet else [])]
-        ended = run_command(argv, self.say, processes=command.processes, to_stderr=self._to_stderr)
-        broken = ended.code == BROKEN and command.argv[0] == "check-reward"
-        if broken and not stage.ignore_verdict:
-            raise PolicyError("the reward is not fit to train on, as told above; mend it, or say ignore_broken_reward=true")
-        if not broken:
-            check_ended(ended, told(stage), again="the same command")
-        return StageReport(
-            stage=stage.name, command=told(stage), seconds=ended.seconds, memory_gib=ended.memory_gib, code=ended.code
+            return self._record(stage, Ended(code=0, seconds=0.0, memory_gib=0.0), read={})
+        read = digests_of(command, self.plan.output, self._digests)
+        argv, started = [*command.argv, *(["--quiet"] if self._quiet else [])], time.monotonic()
+        try:
+            ended = run_command(argv, self.say, processes=command.processes, to_stderr=self._to_stderr)
+        except BaseException:
+            self._record(stage, Ended(code=INTERRUPTED, seconds=time.monotonic() - started, memory_gib=0.0), read=read)
+            raise
+        found = self._record(stage, ended, read=read)
+        if ended.code == UNFIT and stage.stops_if_unfit:
+            raise PolicyError(
+                "the reward is not fit to train on, as told above; mend it, with another output where earlier stages went by it, "
+                "or say ignore_broken_reward=true"
+            )
+        if not found.done:
+            check_ended(ended, told, again="the same command")
+        return found
+
+    def _record(self, stage: Stage, ended: Ended, *, read: dict[str, str]) -> StageReport:
+        """Write down a command's end; what it came to with the calls before that it went on with."""
+        one = StageReport(
+            stage=stage.name,
+            command=shown_stage(stage),
+            seconds=ended.seconds,
+            memory_gib=ended.memory_gib,
+            code=ended.code,
+            read=read,
         )
+        self._file.add(dump_line(one.model_dump()))
+        self._file.sync()
+        self._before[stage.name] = one.after(self._before.get(stage.name))
+        return self._before[stage.name]
 
     def _write(self, path: Path, text: str) -> None:
         try:
@@ -154,7 +194,7 @@ class RecipeRun:
             raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
-def told(stage: Stage) -> str:
+def shown_stage(stage: Stage) -> str:
     """What the stage does, as a line, or lines, for a shell."""
     command = stage.command
     if command.text is None:
@@ -163,17 +203,18 @@ def told(stage: Stage) -> str:
     return f"mkdir -p {shlex.quote(str(path.parent))} && cat > {shlex.quote(str(path))} <<'END'\n{command.text}END"
 
 
-def read_done(output: Path) -> list[StageReport]:
-    """The stages that are done in a recipe's directory. Raises DataError for lines that are none."""
+def recorded(output: Path) -> dict[str, StageReport]:
+    """By stage what its commands in a recipe's directory came to, done or not. Raises DataError for lines that are none."""
     path = output / PROGRESS
     if not path.is_file() or not path.stat().st_size:
-        return []
-    found: list[StageReport] = []
+        return {}
+    found: dict[str, StageReport] = {}
     for line, row in read_jsonl(path):
         try:
-            found.append(validate(StageReport, row))
+            one = validate(StageReport, row)
         except ConfigError as error:
             raise DataError(f"no stage of a recipe: {error}", path=path, line=line) from None
+        found[one.stage] = one.after(found.get(one.stage))
     return found
 
 

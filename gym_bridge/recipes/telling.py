@@ -3,8 +3,8 @@
 from gym_bridge.evaluation.telling import aligned
 from gym_bridge.recipes.catalogue import Recipe
 from gym_bridge.recipes.notes import missing_files, notes_of
-from gym_bridge.recipes.planning import Plan, Stage, first_model
-from gym_bridge.recipes.running import told
+from gym_bridge.recipes.planning import Plan, Stage
+from gym_bridge.recipes.running import shown_stage
 
 MANY = "the following are repeated, up to {} times, while held-out tasks gain"
 
@@ -33,17 +33,12 @@ def commands(planned: Plan) -> str:
     rounds = planned.settings.rounds
     if rounds is not None:
         lines += [f"# {MANY.format(rounds.at_most)}; here as in the first round"]
-        lines += _lines(first_round(planned))
+        lines += _lines(planned.first_round())
     return "\n".join(lines)
 
 
-def first_round(planned: Plan) -> tuple[Stage, ...]:
-    """The stages of the first round, of a recipe that has rounds."""
-    return () if planned.settings.rounds is None else planned.round(1, model=first_model(planned.settings))[1]
-
-
 def _lines(stages: tuple[Stage, ...]) -> list[str]:
-    return [line for one in stages for line in (f"# {one.name}", told(one))]
+    return [line for one in stages for line in (f"# {one.name}", shown_stage(one))]
 
 
 def _table(title: str, rows: list[tuple[str, ...]]) -> str:

@@ -109,7 +109,10 @@ def _from_file(path: Path, wanted: str) -> "type[TaskServer]":
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path}: no such file with a resource server")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"{path}: cannot be imported: {error}") from error
     found = {
         key: value
         for key, value in vars(module).items()

@@ -6,9 +6,6 @@ from pydantic import Field, PositiveInt, model_validator
 
 from gym_bridge.schemas.play_settings import PlaySettings, Repeats
 
-BROKEN = 3
-"""Exit code of `check-reward` for a reward that is not fit to train on: 1 is a server's fault or ours."""
-
 
 class CheckRewardSettings(PlaySettings):
     """`gym-bridge check-reward`."""

@@ -197,6 +197,16 @@ def test_what_a_user_brings_is_not_made():
         ("sft", ["stages.collect.output=${train_tasks}"], "stages.train_tasks and stages.collect both leave|would write over"),
         ("rlvr", ["play.server=arithmetc"], "stages.evaluate: unknown resource server 'arithmetc'"),
         ("rlvr", ["env.server=arithmetc"], "stages.train: unknown resource server 'arithmetc'"),
+        (
+            "rlvr",
+            ["env.server=office"],
+            "stages.train trains on the reward of office, and stages.check_reward tries that of arithm",
+        ),
+        (
+            "rlhf",
+            ["reward_model=x", "env.server=arithmetic"],
+            "trains on the reward of arithmetic, and stages.check_reward tries that of runs/recipe_rlhf/reward.yaml",
+        ),
         ("rlvr", ["reward=arithmetc"], "stages.check_reward: unknown resource server 'arithmetc'"),
         ("sft", ["server=arithmetc", "train_tasks=a.jsonl", "heldout_tasks=b.jsonl"], "stages.collect: unknown resource server"),
         ("mixed", ["sums.server=nowhere"], "unknown resource server 'nowhere'"),
@@ -209,6 +219,20 @@ def test_what_a_user_brings_is_not_made():
 def test_what_stages_alone_do_not_show_is_told_too(name: str, overrides: list[str], told: str):
     with pytest.raises(ConfigError, match=told):
         plan(ALL[name], config="tiny", overrides=overrides)
+
+
+def test_another_reward_than_the_tried_one_trains_where_the_trial_is_left_out():
+    given = ["env.server=office", "stages.check_reward.skip=true"]
+    assert "check_reward" not in [one.name for one in plan(ALL["rlvr"], config="tiny", overrides=given).stages]
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward_model", "pipeline", "mixed"])
+def test_the_seed_decides_what_is_held_out(name: str):
+    splitting = [
+        one.command.argv for one in plan(ALL[name], config="tiny", overrides=["seed=7"]).stages if "--split" in one.command.argv
+    ]
+    assert splitting
+    assert all(argv[argv.index("--seed") + 1] == "7" for argv in splitting)
 
 
 def test_a_yaml_file_of_ones_own_lies_over_a_config_of_the_recipe_and_says_what_it_lacks(tmp_path: Path):

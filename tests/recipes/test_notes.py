@@ -7,7 +7,7 @@ import pytest
 
 from gym_bridge.errors import ConfigError
 from gym_bridge.recipes.catalogue import find_recipe, recipes
-from gym_bridge.recipes.notes import check_brought, notes_of
+from gym_bridge.recipes.notes import check_brought, missing_files, notes_of
 from gym_bridge.recipes.planning import plan
 from gym_bridge.recipes.running import run_plan
 from gym_bridge.recipes.telling import commands
@@ -43,11 +43,40 @@ def test_a_file_that_is_not_there_is_told_before_anything_runs(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.jsonl").touch()
     planned = plan(ALL["sft"], config="tiny", overrides=["rollouts=r.jsonl", "heldout_tasks=hedlout.jsonl", "output=run"])
-    assert "# note: heldout_tasks=hedlout.jsonl: no such file" in commands(planned).splitlines()
-    with pytest.raises(ConfigError, match=r"^heldout_tasks=hedlout.jsonl: no such file"):
+    assert "# note: heldout_tasks=hedlout.jsonl: no such file or model" in commands(planned).splitlines()
+    with pytest.raises(ConfigError, match=r"^heldout_tasks=hedlout.jsonl: no such file or model"):
         run_plan(planned, lambda text: None)
     assert [one.name for one in tmp_path.iterdir()] == ["r.jsonl"]
     check_brought(plan(ALL["sft"], config="tiny", overrides=["rollouts=s3://bucket/r.jsonl", "heldout_tasks=r.jsonl"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "told"),
+    [
+        ("sft", "model=runs/frist/sft", "model=runs/frist/sft"),
+        ("sft", "teacher=frist", "teacher=frist"),
+        ("rlhf", "reward_model=runs/reward/mdoel", "reward_model=runs/reward/mdoel"),
+        ("mixed", "game.server=nope.yaml", "stages.game_train_tasks reads nope.yaml"),
+        ("rlvr", "play.server=mine/nope.yml", "stages.evaluate reads mine/nope.yml"),
+        ("pipeline", "stages.evaluate.sets.other={input: typo.jsonl, num_repeats: 2}", "stages.evaluate reads typo.jsonl"),
+        ("iterate", "model=runs/frist/sft", "model=runs/frist/sft"),
+    ],
+)
+def test_models_and_servers_that_are_not_there_are_told_before_anything_runs(name: str, override: str, told: str):
+    assert missing_files(plan(ALL[name], config="tiny", overrides=[override])) == (f"{told}: no such file or model",)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["model=somebody/model"],
+        ["model=smollm2-135m"],
+        ["teacher=known-answers"],
+        ["teacher=gpt", "stages.collect.model_url=['http://127.0.0.1:9/v1']"],
+    ],
+)
+def test_names_that_are_no_paths_may_mean_something(given: list[str]):
+    assert missing_files(plan(ALL["sft"], config="tiny", overrides=given)) == ()
 
 
 def test_a_file_that_a_recipe_of_ones_own_makes_where_it_is_told_need_not_be_there(tmp_path: Path):

@@ -13,7 +13,7 @@ from gym_bridge.recipes.children import Ended, check_ended
 from gym_bridge.recipes.following import next_commands
 from gym_bridge.recipes.planning import plan
 from gym_bridge.recipes.report import StageReport, TrainingReport, write_report
-from gym_bridge.recipes.running import read_done, run_recipe
+from gym_bridge.recipes.running import recorded, run_recipe
 
 
 def test_a_training_is_told_by_the_metrics_that_matter_and_the_parts_of_its_reward_in_one_chart(tmp_path: Path):
@@ -130,6 +130,15 @@ def test_the_next_command_takes_what_is_in_force_and_what_it_heeds(
     assert words == ["-c", "tiny", *(one.format(tmp_path) for one in told)]
 
 
+def test_the_next_command_has_an_output_of_its_own(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planned = plan(find_recipe("rlvr"), config="tiny", overrides=["output=mine", "model=smollm2-135m"])
+    for name in ("mine/rlvr", "mine/heldout.jsonl", "runs/recipe_iterate/recipe.jsonl", "runs/recipe_iterate_2"):
+        Path(name).mkdir(parents=True)
+    (one,) = next_commands(planned)
+    assert shlex.split(one.command)[-1] == "output=runs/recipe_iterate_3"
+
+
 def test_long_mathematics_goes_on_with_its_own_server_and_length(tmp_path: Path):
     planned = plan(find_recipe("long_context_math"), config="tiny", overrides=[f"output={tmp_path}"])
     (tmp_path / "long").touch()
@@ -178,13 +187,13 @@ def test_a_training_without_steps_has_no_curves():
 
 
 def test_stages_that_are_done_are_read_again(tmp_path: Path):
-    assert read_done(tmp_path) == []
+    assert recorded(tmp_path) == {}
     done = StageReport(stage="train", command="gym-bridge train", seconds=1.0, memory_gib=0.5)
     write_jsonl(tmp_path / "recipe.jsonl", [done.model_dump()])
-    assert read_done(tmp_path) == [done]
+    assert recorded(tmp_path) == {"train": done}
     write_jsonl(tmp_path / "recipe.jsonl", [{"stage": "train"}])
     with pytest.raises(DataError, match=r"recipe.jsonl:1.*no stage of a recipe: 'command' is required"):
-        read_done(tmp_path)
+        recorded(tmp_path)
 
 
 def test_a_run_is_recorded_goes_on_and_refuses_other_settings(tmp_path: Path):
@@ -202,7 +211,7 @@ def test_a_command_that_meets_a_users_mistake_ends_the_run_as_one(tmp_path: Path
     (tmp_path / "no_tasks.jsonl").write_text("no JSON\n")
     with pytest.raises(ConfigError, match="ended with exit code 2, as told above; the same command goes on from there"):
         run_recipe("rl_prep", config="tiny", overrides=[f"blend={tmp_path / 'no_tasks.jsonl'}", f"output={tmp_path / 'run'}"])
-    assert read_done(tmp_path / "run") == []
+    assert [(name, one.done) for name, one in recorded(tmp_path / "run").items()] == [("prep", False)]
 
 
 def test_a_file_of_somebody_elses_is_not_written_over(tmp_path: Path):
