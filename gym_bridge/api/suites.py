@@ -9,8 +9,10 @@ from gym_bridge.io.jsonl import written_aside
 from gym_bridge.schemas.suite_settings import SuiteSettings
 
 if TYPE_CHECKING:
+    from gym_bridge.evaluation.drift import Drift
     from gym_bridge.evaluation.suite_report import SetReport, SuiteReport
     from gym_bridge.evaluation.summary import EvalSummary
+    from gym_bridge.schemas.play_settings import EvalSettings
 
 
 def evaluate_suite(settings: SuiteSettings, *, quiet: bool = True) -> "SuiteReport":
@@ -24,8 +26,9 @@ def evaluate_suite(settings: SuiteSettings, *, quiet: bool = True) -> "SuiteRepo
     planned = settings.evaluations()
     _check_baseline(settings)
     summaries = {of: evaluate(one, ks=settings.ks or None, quiet=quiet) for of, one in planned.items()}
+    drifts = _drifts(settings, planned)
     report = SuiteReport(
-        sets={name: _report(settings, name, summaries) for name in settings.sets},
+        sets={name: _report(settings, name, summaries, drifts) for name in settings.sets},
         baseline=settings.baseline,
         max_regression=settings.max_regression,
     )
@@ -45,7 +48,22 @@ def _check_baseline(settings: SuiteSettings) -> None:
             raise ConfigError(f"baseline={baseline}: none of the policies ({policies}), and as a directory without {path}")
 
 
-def _report(settings: SuiteSettings, name: str, summaries: "Mapping[tuple[str, str], EvalSummary]") -> "SetReport":
+def _drifts(settings: SuiteSettings, planned: "Mapping[tuple[str, str], EvalSettings]") -> "dict[tuple[str, str], Drift]":
+    """By policy and set, as `planned`; empty where nobody asked for them."""
+    if not settings.measure_kl or settings.baseline is None:
+        return {}
+    from gym_bridge.api.measuring_drift import measure_drift
+
+    pairs = [(policy, name) for name in settings.sets for policy in settings.compared]
+    return {(policy, name): measure_drift(planned[policy, name], planned[settings.baseline, name]) for policy, name in pairs}
+
+
+def _report(
+    settings: SuiteSettings,
+    name: str,
+    summaries: "Mapping[tuple[str, str], EvalSummary]",
+    drifts: "Mapping[tuple[str, str], Drift]",
+) -> "SetReport":
     from gym_bridge.evaluation.suite_report import SetReport
     from gym_bridge.evaluation.summary import Paired
 
@@ -60,4 +78,5 @@ def _report(settings: SuiteSettings, name: str, summaries: "Mapping[tuple[str, s
     for policy in settings.compared:
         found = compare(stored, settings.rollouts(policy, name), ks=ks)
         against[policy] = Paired(**{field: getattr(found, field) for field in Paired.model_fields})
-    return SetReport(policies=policies, against_baseline=against)
+    drift = {policy: drifts[policy, name] for policy in against if (policy, name) in drifts}
+    return SetReport(policies=policies, against_baseline=against, drift=drift)

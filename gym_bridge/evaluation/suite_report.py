@@ -1,11 +1,11 @@
 """What a suite found: each policy on each set of tasks, and what it lost or won against the baseline."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from gym_bridge.config import StrictModel
+from gym_bridge.evaluation.drift import Drift
 from gym_bridge.evaluation.summary import EvalSummary, Paired, side_by_side
 from gym_bridge.evaluation.telling import Cells, aligned, markdown_table
 
@@ -19,6 +19,13 @@ class SetReport(StrictModel):
     """By policy, the baseline among them."""
     against_baseline: dict[str, Paired]
     """By policy: it after, the baseline before."""
+    drift: dict[str, Drift] = Field(default={})
+    """By policy how far it has gone from the baseline, where that was asked for."""
+
+    def sentences(self) -> dict[str, list[str]]:
+        """By policy what it gained against the baseline, and how far it has gone from it."""
+        drifts = {policy: [one.sentence()] for policy, one in self.drift.items()}
+        return {policy: [*paired.sentences(), *drifts.get(policy, [])] for policy, paired in self.against_baseline.items()}
 
 
 class SuiteReport(StrictModel):
@@ -61,10 +68,7 @@ class SuiteReport(StrictModel):
         parts = []
         for name, one in self.sets.items():
             parts += [title(name), table(("", *one.policies), side_by_side([*one.policies.values()]))]
-            told = chain.from_iterable(
-                (f"{policy} against {self.baseline}, {sentence}" for sentence in paired.sentences())
-                for policy, paired in one.against_baseline.items()
-            )
-            parts += ["", *(item + sentence for sentence in told)] if one.against_baseline else []
+            told = [f"{policy} against {self.baseline}, {found}" for policy, gains in one.sentences().items() for found in gains]
+            parts += ["", *(item + sentence for sentence in told)] if told else []
             parts.append("")
         return "\n".join([*parts, *(item + sentence for sentence in self.regressions)]).rstrip()

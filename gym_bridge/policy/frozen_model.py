@@ -69,18 +69,24 @@ def open_teacher(
     learner: Path,
     open_model: Callable[[Path, PolicySettings], Teacher] = FrozenModel,
 ) -> Teacher:
-    """The model of `directory`, whose token ids must mean what they mean to the model of the directory `learner`; its output may be
-    padded to more ids. `settings` are those of the policy that learns; `open_model` opens it, in shards or here.
+    """The model of `directory`, whose token ids must mean what they mean to the model of the directory `learner`. `settings` are
+    those of the policy that learns; `open_model` opens it, in shards or here.
 
     Raises ConfigError for a teacher of other tokens, and as FrozenModel.
     """
-    where = f"algorithm.teacher={directory}"
-    if differs := _difference(_vocabulary(directory, where), _vocabulary(learner, str(learner))):
-        raise ConfigError(f"{where}: {differs}; choose a teacher with the tokenizer of {learner}")
-    known, needed = vocabulary_size(directory), vocabulary_size(learner)
-    if known is not None and needed is not None and known < needed:
-        raise ConfigError(f"{where} knows {known} token ids, but {learner} can sample {needed}; choose a larger teacher")
+    check_same_tokens(directory, learner, where=f"algorithm.teacher={directory}")
     return open_model(directory, settings)
+
+
+def check_same_tokens(directory: Path, sampler: Path, *, where: str) -> None:
+    """Raises ConfigError, which begins with `where`, unless all that the model of `sampler` can sample means the same to the
+    model of `directory`, whose output may be padded to more ids.
+    """
+    if differs := _difference(_vocabulary(directory, where), _vocabulary(sampler, str(sampler))):
+        raise ConfigError(f"{where}: {differs}; choose a model with the tokenizer of {sampler}")
+    known, needed = vocabulary_size(directory), vocabulary_size(sampler)
+    if known is not None and needed is not None and known < needed:
+        raise ConfigError(f"{where} knows {known} token ids, but {sampler} can sample {needed}; choose a larger model")
 
 
 def _vocabulary(directory: Path, where: str) -> dict[str, int]:

@@ -166,8 +166,8 @@ class RecipeReport(StrictModel):
     def _gains(self) -> Iterator[str]:
         for name, suite in self.suites.items():
             for task_set, one in suite.sets.items():
-                for policy, paired in one.against_baseline.items():
-                    yield f"{name}, {task_set}: {policy} against {suite.baseline}, {'; '.join(paired.sentences())}"
+                for policy, gains in one.sentences().items():
+                    yield f"{name}, {task_set}: {policy} against {suite.baseline}, {'; '.join(gains)}"
 
     def _collected(self) -> list[tuple[str, ...]]:
         return [(name, one.describe()) for name, one in self.collections.items()]

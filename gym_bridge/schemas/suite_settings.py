@@ -32,6 +32,8 @@ class SuiteSettings(StrictModel):
     """What the others are compared with: one of the policies, or the directory that an earlier suite wrote for one."""
     max_regression: NonNegativeFloat | None = None
     """How much reward a policy may have lost against the baseline on a set, by the lower end of the difference's 95 % interval."""
+    measure_kl: bool = False
+    """Tell too how far each policy has gone from the baseline, one of the policies: the KL at the tokens that it sampled."""
     ks: tuple[PositiveInt, ...] = ()
     """Of pass@k and its kin. Left out: 1, 2, 4, ... up to the attempts."""
 
@@ -42,6 +44,8 @@ class SuiteSettings(StrictModel):
                 raise ValueError(f"{name!r} names files: expected letters, digits, '_', '-' and '.'")
         if self.max_regression is not None and not self.compared:
             raise ValueError("max_regression needs a baseline, and a policy besides it")
+        if self.measure_kl and not (self.compared and self.baseline in self.policies):
+            raise ValueError("measure_kl needs a baseline among the policies, and a policy besides it")
         return self
 
     @property

@@ -71,6 +71,8 @@ def test_a_stored_baseline_is_an_earlier_suites_directory_and_nothing_is_played_
             "baseline=other: none of the policies (adder, random), and as a directory without other/sums.jsonl",
         ),
         ({"max_regression": 0.1}, "max_regression needs a baseline, and a policy besides it"),
+        ({"measure_kl": True}, "measure_kl needs a baseline among the policies, and a policy besides it"),
+        ({"measure_kl": True, "baseline": "elsewhere"}, "measure_kl needs a baseline among the policies"),
         ({"sets": {}}, "sets"),
         ({"sets": {"a/b": {"input": "x"}}}, "'a/b' names files"),
         ({"sets": {"sums": {"input": "x", "output": "y"}}}, "sets.sums.output: a suite writes to its own output"),
@@ -103,3 +105,20 @@ def test_the_suite_of_the_guide_is_one():
     assert len(planned) == 6
     assert planned["served", "aime"].model_api == "chat"
     assert planned["trained", "aime"].num_repeats == 16
+
+
+def test_a_suite_tells_how_far_policies_have_gone_from_the_baseline(
+    gym_bridge, suite, tiny_llama: Path, tiny_qwen3: Path, tmp_path: Path
+):
+    here = {name: {"model": str(model)} for name, model in (("random", tiny_llama), ("other", tiny_qwen3))}
+    policies = {**here, "cooler": {"model": str(tiny_qwen3), "temperature": 0.5}, "known": {"model": "known-answers"}}
+    ended = gym_bridge("eval", "--config", suite(baseline="random", measure_kl=True, policies=policies), "--quiet")
+    assert ended.code == 0, ended.err
+    told = json.loads((tmp_path / "suite" / "report.json").read_text())["sets"]["sums"]["drift"]
+    assert told["other"]["kl"]["low"] > 0
+    assert told["known"] == {"kl": None, "unmeasured": "both must be models of this process"}
+    assert told["cooler"]["kl"] is None
+    assert "sampled with temperature=0.5" in told["cooler"]["unmeasured"]
+    assert f"other against random, KL: {told['other']['kl']['mean']:.4f} (95 % " in ended.out
+    assert "known against random, KL not measured: both must be models of this process" in ended.out
+    assert "- other against random, KL: " in (tmp_path / "suite" / "report.md").read_text()

@@ -59,7 +59,7 @@ def test_a_teacher_of_another_architecture_with_another_template_teaches(tiny_ll
 def test_a_teacher_padded_to_more_ids_teaches_and_one_of_fewer_is_refused(tiny_llama, group, tmp_path):
     larger = of_vocabulary(448, tmp_path / "larger", tiny_llama)
     assert all(torch.isfinite(one).all() for one in open_teacher(larger, SETTINGS, learner=tiny_llama).logprobs(group))
-    with pytest.raises(ConfigError, match=r"teacher=.* knows 400 token ids, but .*larger can sample 448; choose a larger teacher"):
+    with pytest.raises(ConfigError, match=r"teacher=.* knows 400 token ids, but .*larger can sample 448; choose a larger model"):
         open_teacher(tiny_llama, SETTINGS, learner=larger)
 
 
@@ -81,7 +81,7 @@ def added(tokenizer):
 )
 def test_a_teacher_of_other_tokens_is_refused_in_one_line(tiny_llama, other, change, message):
     directory = other(change)
-    expected = rf"^algorithm.teacher={directory}: {message}; choose a teacher with the tokenizer of {tiny_llama}$"
+    expected = rf"^algorithm.teacher={directory}: {message}; choose a model with the tokenizer of {tiny_llama}$"
     with pytest.raises(ConfigError, match=expected):
         open_teacher(directory, SETTINGS, learner=tiny_llama)
 

@@ -144,6 +144,15 @@ def test_every_evaluation_tells_spread_and_length(name: str, ran: dict[str, Path
     assert all(one.spread_within is not None and one.output_tokens for one in told)
 
 
+@pytest.mark.parametrize("name", ["sft", "iterate"])
+def test_a_training_without_a_reference_tells_its_drift_on_held_out_tasks(name: str, ran: dict[str, Path]):
+    report = RecipeReport.model_validate_json((ran[name] / "report.json").read_text())
+    drifts = [one.drift["after"] for suite in report.suites.values() for one in suite.sets.values()]
+    assert drifts
+    assert all(one.kl is not None and one.kl.mean > 0 for one in drifts)
+    assert re.search(r"KL: 0\.\d+", (ran[name] / "report.html").read_text())
+
+
 def test_the_longest_mathematics_is_told_by_its_best_of_sixteen(ran: dict[str, Path]):
     report = RecipeReport.model_validate_json((ran["long_context_math"] / "report.json").read_text())
     (heldout,) = report.suites["evaluate"].sets.values()
