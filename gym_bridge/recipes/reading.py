@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gym_bridge.hub import names_nothing
+from gym_bridge.hub import REGISTRY, names_nothing
 from gym_bridge.io.digests import digest_file, digest_weights
 from gym_bridge.io.run_directory import model_directory_of
 from gym_bridge.recipes.commands import Command
@@ -15,6 +15,8 @@ from gym_bridge.schemas.play_settings import KNOWN_ANSWERS, TRIED_ANSWERS
 OUTPUT_OPTIONS, OUTPUT_KEYS = ("--output", "--report"), ("output=", "trainer.output=")
 SUFFIXES = (".jsonl", ".yaml", ".yml", ".py")
 """Suffixes of what commands read, and a recipe's user may have misspelt."""
+MAX_NAME = 256
+"""A text in which something is longer names no file."""
 _CLASS = re.compile(r"(.+\.py):\w+")
 _MODEL = re.compile(r"(policy\.|policies\.[^.]+\.)model|algorithm\.teacher")
 
@@ -50,7 +52,8 @@ def _files(command: Command) -> list[Path]:
     """What a command names besides its outputs and that has a suffix, as files have; of `server.py:Name` the file."""
     texts = (text for word in input_words(command.argv) for text in _texts(word))
     plain = (found[1] if (found := _CLASS.fullmatch(text)) else text for text in texts)
-    return [path for one in dict.fromkeys(plain) if "://" not in one and (path := Path(one)).suffix]
+    paths = (Path(one) for one in dict.fromkeys(plain) if "://" not in one)
+    return [one for one in paths if one.suffix and max(map(len, one.parts)) < MAX_NAME]
 
 
 def _models(command: Command) -> Iterator[str]:
@@ -60,7 +63,7 @@ def _models(command: Command) -> Iterator[str]:
     for option, word in zip(("", *command.argv), command.argv, strict=False):
         key, _, value = word.partition("=")
         name = word if option == "--model" else value if _MODEL.fullmatch(key) else ""
-        if name and name not in (KNOWN_ANSWERS, TRIED_ANSWERS):
+        if name and name not in (KNOWN_ANSWERS, TRIED_ANSWERS, *REGISTRY):
             yield name
 
 

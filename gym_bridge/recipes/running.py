@@ -119,8 +119,8 @@ class RecipeRun:
 
     def _check_same(self, stage: Stage) -> None:
         """Raises ConfigError where the stage was another command when it was done, or read other files."""
-        before = self._before.get(stage.name)
-        if before is None or not before.done:
+        before = self._standing(stage)
+        if before is None:
             return
         told = f"{self.plan.output} holds another run of the recipe"
         if before.command != shown_stage(stage):
@@ -132,10 +132,13 @@ class RecipeRun:
 
     def _done_before(self, stage: Stage) -> StageReport | None:
         """What an earlier call came to; None where the stage is to be run: for the first time, or after one that was run anew."""
+        is_there = not self._is_anew and all(map(Path.exists, stage.command.leaves))
+        return self._standing(stage) if is_there else None
+
+    def _standing(self, stage: Stage) -> StageReport | None:
+        """What the stage came to before, where it came to its end and no verdict is asked for anew."""
         before = self._before.get(stage.name)
-        if before is None or not before.done or self._is_anew or not all(map(Path.exists, stage.command.leaves)):
-            return None
-        return None if before.code == UNFIT and stage.stops_if_unfit else before
+        return None if before is None or not before.done or (before.code == UNFIT and stage.stops_if_unfit) else before
 
     def _keep_what_others_made(self, stage: Stage) -> None:
         """Raises ConfigError for a file outside of the run's directory that the stage would write over."""

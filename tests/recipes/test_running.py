@@ -89,6 +89,16 @@ def test_models_and_servers_of_ones_own_are_read_too(tmp_path: Path):
     assert digests()[str(server)] != before[str(server)]
 
 
+def test_words_that_name_no_file_are_none(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2-135m").mkdir()
+    long = "Be brief. " * 99
+    command = command_of(
+        "collect", {"server": "arithmetic", "input": "t.jsonl", "output": "r.jsonl", "params": [f"instructions={long}"]}
+    )
+    assert digests_of(command, tmp_path / "run", {}) == {}
+
+
 def test_what_comes_after_a_stage_that_is_run_again_is_run_again(tmp_path: Path):
     given = ["num_tasks=8", f"output={tmp_path / 'run'}"]
     run_recipe("rl_prep", config="tiny", overrides=given)
