@@ -60,6 +60,8 @@ def check_heeded(recipe: Recipe, config: str, overrides: Sequence[str], running:
     """
     if idle := _idle_parameters(recipe, config, overrides, running, brought):
         raise NoEffectError(idle[0])
+    if overruled := _overruled_keys(recipe, config, overrides, running):
+        raise NoEffectError(overruled[0])
     for key in (one.partition("=")[0] for one in overrides):
         scope, _, rest = key.partition(".")
         stage, _, setting = rest.partition(".")
@@ -85,6 +87,22 @@ def _idle_parameters(
     named = dict.fromkeys(one.partition("=")[0].partition(".")[0] for one in overrides)
     parameters = {one.name for one in recipe.manifest.parameters} - RecipeSettings.model_fields.keys()
     return [name for name in named if name in parameters - heeded - deciding and not (recipe.repeats and name == "model")]
+
+
+def _overruled_keys(recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str]) -> list[str]:
+    """The overridden keys of what stages share, such as `play.seed`, that each of those that run sets by itself."""
+    raw = read_settings(recipe.folder / STAGES, recipe.config(config), overrides=overrides, shelf=recipe.folder)
+    every = [*(raw.get("stages", {})[name] for name in running), *raw.get("rounds", {}).get("stages", {}).values()]
+    found = []
+    for key, _ in leaves(read_settings(overrides=overrides)):
+        parameter, _, name = key.partition(".")
+        shared, name = f"${{{parameter}}}", name.partition(".")[0]
+        sets = [name in one for one in every if one.get("common") == shared]
+        for suite in (one for one in every if one.get("play") == shared):
+            sets.append(any(all(name in one for one in suite[section].values()) for section in ("sets", "policies")))
+        if name and sets and all(sets):
+            found.append(key)
+    return found
 
 
 def _deciding(stage: Mapping[str, Any], brought: Collection[str]) -> list[str]:
