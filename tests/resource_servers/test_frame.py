@@ -221,6 +221,17 @@ def test_a_server_that_lacks_a_part_is_the_users_mistake(tmp_path: Path):
         load_server(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("from gym_bridge.nowhere import Lift\n", "No module named 'gym_bridge.nowhere'"), ("class A(:\n", "invalid syntax")],
+)
+def test_a_file_that_cannot_be_imported_is_a_users_mistake(text: str, told: str, tmp_path: Path):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"broken.py: cannot be imported: {told}"):
+        load_server(str(path))
+
+
 def test_a_file_of_several_servers_is_asked_which(tmp_path: Path):
     path = tmp_path / "two.py"
     path.write_text(f"from {__name__} import Lift\nclass A(Lift): pass\nclass B(Lift): pass\n")
