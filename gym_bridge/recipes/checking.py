@@ -58,10 +58,9 @@ def check_heeded(recipe: Recipe, config: str, overrides: Sequence[str], running:
     """Raises NoEffectError for a parameter that was overridden where no stage of those that are `running` reads it, ConfigError for
     a setting of a stage that does not run. `brought` are the parameters that the user set, by a config too.
     """
-    if idle := _idle_parameters(recipe, config, overrides, running, brought):
+    raw = read_settings(recipe.folder / STAGES, recipe.config(config), overrides=overrides, shelf=recipe.folder)
+    if idle := [*_idle_parameters(recipe, raw, overrides, running, brought), *_overruled_keys(raw, overrides, running)]:
         raise NoEffectError(idle[0])
-    if overruled := _overruled_keys(recipe, config, overrides, running):
-        raise NoEffectError(overruled[0])
     for key in (one.partition("=")[0] for one in overrides):
         scope, _, rest = key.partition(".")
         stage, _, setting = rest.partition(".")
@@ -70,10 +69,9 @@ def check_heeded(recipe: Recipe, config: str, overrides: Sequence[str], running:
 
 
 def _idle_parameters(
-    recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str], brought: Collection[str]
+    recipe: Recipe, raw: Mapping[str, Any], overrides: Sequence[str], running: Sequence[str], brought: Collection[str]
 ) -> list[str]:
     """The overridden parameters that neither stages read nor what these read, and that decide of no stage whether it runs."""
-    raw = read_settings(recipe.folder / STAGES, recipe.config(config), overrides=overrides, shelf=recipe.folder)
     stages = raw.get("stages", {})
     rounds = raw.get("rounds", {})
     every = [*stages.values(), *rounds.get("stages", {}).values()]
@@ -89,9 +87,8 @@ def _idle_parameters(
     return [name for name in named if name in parameters - heeded - deciding and not (recipe.repeats and name == "model")]
 
 
-def _overruled_keys(recipe: Recipe, config: str, overrides: Sequence[str], running: Sequence[str]) -> list[str]:
+def _overruled_keys(raw: Mapping[str, Any], overrides: Sequence[str], running: Sequence[str]) -> list[str]:
     """The overridden keys of what stages share, such as `play.seed`, that each of those that run sets by itself."""
-    raw = read_settings(recipe.folder / STAGES, recipe.config(config), overrides=overrides, shelf=recipe.folder)
     every = [*(raw.get("stages", {})[name] for name in running), *raw.get("rounds", {}).get("stages", {}).values()]
     found = []
     for key, _ in leaves(read_settings(overrides=overrides)):
